@@ -10,9 +10,12 @@ data sheet's bandwidth allows. So coefficients transfer to other GPUs, with a la
 Three corrections depend on the GPU:
 
     sustained clock  A board of little power cannot hold its boost clock in matrix products. Its
-                     peak FLOP rates are multiplied by (W / W0) ** exponent, at most 1, where W is
-                     its watts per FP32 FLOP/s and W0 those of the largest measured board of its
-                     generation.
+                     peak FLOP rates are multiplied by share ** exponent, where `share` is its watts
+                     per FP32 FLOP/s over those of the largest measured board of its generation, at
+                     most 1.
+    power bound      fp32 products of some classes (coefficient ``bound``) hold the boost clock
+                     until their power reaches the limit: they take at least `bound` times their
+                     FLOPs over the peak rate and `share`. The larger time decides, smoothly.
     bandwidth        No board reaches the bandwidth of its data sheet. Coefficients are relative to
                      a board that reaches the share `reference`; the bandwidth of others is
                      multiplied by their own share over that. Data-centre boards with GDDR lose an
@@ -49,7 +52,9 @@ from profiler.timing.kernel_terms import (
     HOST_WORK,
     LATENCY,
     MOVED,
+    SECOND_PRODUCT,
     SLOTS,
+    VOLTA,
     PeakRate,
     Slot,
     first_product,
@@ -69,6 +74,9 @@ DEFAULT_CLASS = "elementwise"
 SMALLEST_SIZE = 1e-3
 """Sizes of empty products are raised to it, whose logarithm is finite."""
 
+BOUND, SHARPNESS = "bound", 8.0
+"""Name of the coefficient of the power bound, and exponent by which the larger time decides."""
+
 COEFFICIENTS_SCHEMA = "budgetplan.kernel_coefficients/1"
 
 
@@ -78,7 +86,10 @@ class KernelRates:
 
     Attributes:
         half_flops: FLOP/s of 16-bit matrix products.
-        single_flops: FLOP/s of the FP32 units.
+        single_flops: FLOP/s of the FP32 units at the clock that the board sustains.
+        boost_flops: the same at the boost clock, for classes with a power bound.
+        power_share: `share` of the power bound.
+        rereads: whether fp32 products read a matrix again (``kernel_terms``).
         bytes_per_second: memory bandwidth.
         multiprocessors: number of multiprocessors.
         link_bytes_per_second: bandwidth of copies between host and device; None if it is unknown,
@@ -94,6 +105,9 @@ class KernelRates:
     bytes_per_second: float
     multiprocessors: int
     coefficients: Mapping[str, Mapping[str, float]]
+    boost_flops: float = 0.0
+    power_share: float = 1.0
+    rereads: bool = False
     curves: Mapping[str, SizeCurves] = field(default_factory=dict)
     link_bytes_per_second: float | None = None
     factors: LeverFactors = NO_LEVERS
@@ -125,11 +139,14 @@ class KernelRates:
             moved_bytes=moved_bytes,
             launches=launches,
             multiprocessors=self.multiprocessors,
+            rereads=self.rereads,
         )
+        flops = terms[:, [FIRST_PRODUCT.start, SECOND_PRODUCT.start]]
         weights = np.array([self._weights(name) for name in listed]).reshape(len(listed), SLOTS)
         terms *= weights[index]
         if self.curves:
             self._apply_curves(terms, listed, index, dims)
+        self._apply_power_bounds(terms, listed, index, flops)
         if self.factors != NO_LEVERS:
             terms *= self.factors.of_operations(listed, index, dims)
         return terms
@@ -151,6 +168,34 @@ class KernelRates:
             seconds[chosen, FIRST_PRODUCT] *= factors[:, None]
             seconds[chosen, BYTES] *= np.where(is_plain(layout), factors, 1.0)
 
+    def _apply_power_bounds(
+        self, seconds: Floats, names: list[str], index: Ints, flops: Floats
+    ) -> None:
+        """Prolong products that the board's power does not sustain at the boost clock.
+
+        Args:
+            seconds: [operations, SLOTS] seconds, which are changed.
+            names: names of kernel shapes.
+            index: [operations] position of each operation's name.
+            flops: [operations, 2] FLOPs of the first and the second product.
+        """
+        slots = [slot_keys(name) for name in names]
+        for position, product in enumerate((FIRST_PRODUCT, SECOND_PRODUCT)):
+            classes = [slot[product.start].kernel_class for slot in slots]
+            bounds = np.array([self._bound(name) for name in classes])
+            if not bounds.any():
+                continue
+            chosen = np.flatnonzero(bounds[index] * flops[:, position])
+            least = bounds[index[chosen]] * flops[chosen, position]
+            least /= self.boost_flops * self.power_share
+            columns = [*range(product.start, product.stop), *([BYTES] if position == 0 else [])]
+            taken = seconds[np.ix_(chosen, columns)]
+            taken *= power_bound_factor(taken.sum(axis=1), least)[:, None]
+            seconds[np.ix_(chosen, columns)] = taken
+
+    def _bound(self, kernel_class: str) -> float:
+        return self.coefficients.get(kernel_class, {}).get(BOUND, 0.0)
+
     def _weights(self, name: str) -> list[float]:
         """Return [SLOTS] seconds for a unit of each quantity of a kernel name."""
         known = self.weights.get(name)
@@ -166,21 +211,34 @@ class KernelRates:
             weights[LATENCY] = HOST_WORK_SECONDS
             weights[MOVED] = 0.0 if rate is None else 1.0 / rate
             return weights
-        units = {
-            PeakRate.HALF: 1.0 / self.half_flops,
-            PeakRate.SINGLE: 1.0 / self.single_flops,
-            PeakRate.BYTES: 1.0 / self.bytes_per_second,
-            PeakRate.LAUNCHES: 1.0,
-        }
         return [
-            self._coefficient(slot) * units[slot.rate] if slot.kernel_class else 0.0
+            self._coefficient(slot) * self._unit(slot) if slot.kernel_class else 0.0
             for slot in slot_keys(name)
         ]
+
+    def _unit(self, slot: Slot) -> float:
+        """Return the seconds for a unit of a slot's quantity at a coefficient of 1."""
+        if slot.rate is PeakRate.SINGLE and self._bound(slot.kernel_class):
+            return 1.0 / self.boost_flops
+        rate = {
+            PeakRate.HALF: self.half_flops,
+            PeakRate.SINGLE: self.single_flops,
+            PeakRate.BYTES: self.bytes_per_second,
+            PeakRate.LAUNCHES: 1.0,
+        }[slot.rate]
+        return 1.0 / rate
 
     def _coefficient(self, slot: Slot) -> float:
         """Return a coefficient; a class that was not fitted takes those of ``DEFAULT_CLASS``."""
         known = self.coefficients.get(slot.kernel_class)
         return (self.coefficients[DEFAULT_CLASS] if known is None else known).get(slot.term, 0.0)
+
+
+def power_bound_factor(seconds: Floats, least: Floats) -> Floats:
+    """Return [products] factors on seconds at the boost clock of which the power allows `least`."""
+    ratio = least / np.maximum(seconds, np.finfo(float).tiny)
+    factors: Floats = (1.0 + ratio**SHARPNESS) ** (1.0 / SHARPNESS)
+    return factors
 
 
 class KernelFile:
@@ -218,11 +276,15 @@ class KernelFile:
 
     def sustained_clock(self, device: DeviceSpec) -> float:
         """Return the share of the boost clock that the board's power sustains."""
+        share: float = self.power_share(device) ** self._clock["exponent"]
+        return share
+
+    def power_share(self, device: DeviceSpec) -> float:
+        """Return the watts per FLOP/s over those of its generation's largest board, at most 1."""
         full = self._clock["watts_per_flops"].get(_generation(device))
         if full is None or device.tdp_watts is None or device.fp32_flops is None:
             return 1.0
-        share: float = (device.tdp_watts / device.fp32_flops / full) ** self._clock["exponent"]
-        return min(1.0, share)
+        return float(min(1.0, device.tdp_watts / device.fp32_flops / full))
 
     def sustained_bandwidth(self, device: DeviceSpec) -> float:
         """Return the bandwidth that the board sustains over that of the coefficients' board.
@@ -295,9 +357,13 @@ class KernelFile:
         half = tensor.get(precision) or single
         clock = self.sustained_clock(device)
         assert device.sm_count is not None
+        boost = single * self._peak_over_known(device, "matmul")
         return KernelRates(
             half_flops=clock * half * self._peak_over_known(device, "matmul half"),
-            single_flops=clock * single * self._peak_over_known(device, "matmul"),
+            single_flops=clock * boost,
+            boost_flops=boost,
+            power_share=self.power_share(device),
+            rereads=(device.compute_capability or VOLTA) < VOLTA,
             bytes_per_second=moved * self.sustained_bandwidth(device),
             multiprocessors=device.sm_count,
             link_bytes_per_second=device.link_bytes_per_second,
@@ -314,7 +380,9 @@ class KernelFile:
         if device.source != TIMED:
             return 1.0
         terms = self.coefficients[product]
-        return terms.get("flops", 0.0) + terms.get("tile", 0.0)
+        at_boost = terms.get("flops", 0.0) + terms.get("tile", 0.0)
+        factor = power_bound_factor(np.array([at_boost]), np.array([terms.get(BOUND, 0.0)]))
+        return at_boost * float(factor[0])
 
 
 def _generation(device: DeviceSpec) -> str:

@@ -7,6 +7,8 @@ times a coefficient of the kernel's class:
     tile       the same with rows, columns and inner dimension padded to a tile of 128 x 32 x 32
     unaligned  FLOPs of half-precision products whose columns or inner dimension is no multiple
                of 8, which tensor cores cannot load aligned / peak rate
+    reread     bytes of the second matrix that are read again for each strip of rows of the first,
+               in fp32 on boards before Volta, whose library has no large tiles / bandwidth
     bytes      bytes read and written / bandwidth
     short      bytes x min(64 / length, 4) of normalisations over short rows or small images
     waves      bytes x ceil(C / S) x S / C of batch normalisation: a block of threads normalises a
@@ -31,9 +33,8 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from profiler.arrays import Floats, Ints
+from profiler.arrays import Floats, Ints, Mask
 from profiler.devices.host_link import HostWork
 
 SLOTS = 12
@@ -43,7 +44,7 @@ PRODUCT_SLOTS = slice(0, 6)
 """Slots of matrix products."""
 
 FIRST_PRODUCT, SECOND_PRODUCT = slice(0, 3), slice(3, 6)
-"""Slots of ``flops``, ``tile`` and ``unaligned`` of each matrix product."""
+"""Slots of ``flops``, ``tile``, and ``unaligned`` or ``reread`` of each matrix product."""
 
 BYTES, SHORT, WAVES, FEW, VALUES, LAUNCH = range(6, SLOTS)
 """Slots of the other terms."""
@@ -54,6 +55,13 @@ launch, because the GPU computes nothing meanwhile."""
 
 TILE_ROWS, TILE_COLUMNS, TILE_INNER = 128.0, 32.0, 32.0
 ALIGNMENT = 8.0
+STRIP_ROWS, RESIDENT_COLUMNS = 128.0, 512.0
+"""Rows of a strip (half as many where those suffice to end the matrix), and columns that a
+multiprocessor holds: while all columns are held, strips that run together share what they read."""
+
+VOLTA = (7, 0)
+"""First generation for which the library has tiles that make rereading cheap."""
+
 SHORT_ROW, LARGEST_SHORT = 64.0, 4.0
 
 
@@ -148,7 +156,10 @@ def slot_keys(name: str) -> tuple[Slot, ...]:
 
 
 def _product_slots(name: str, rate: PeakRate) -> list[Slot]:
-    return [Slot(name, term, rate) for term in ("flops", "tile", "unaligned")]
+    last = Slot(name, "unaligned", rate)
+    if rate is PeakRate.SINGLE:
+        last = Slot(name, "reread", PeakRate.BYTES)
+    return [Slot(name, "flops", rate), Slot(name, "tile", rate), last]
 
 
 def _classes_of_products(name: str, layout: ProductLayout) -> tuple[str, str]:
@@ -204,6 +215,7 @@ def kernel_terms(
     moved_bytes: Floats,
     launches: Ints,
     multiprocessors: int,
+    rereads: bool = False,
 ) -> Floats:
     """Return [operations, SLOTS] quantities, not divided by rates.
 
@@ -213,7 +225,8 @@ def kernel_terms(
         dims: [operations, 6] dimensions (``profiler.replay.kernel_shapes``).
         moved_bytes: [operations] bytes read and written.
         launches: [operations] kernels launched.
-        multiprocessors: S of the term ``waves``.
+        multiprocessors: S of the terms ``waves`` and ``reread``.
+        rereads: whether the board is of a generation before ``VOLTA``.
     """
     terms = np.zeros((len(index), SLOTS))
     terms[:, BYTES] = moved_bytes
@@ -221,7 +234,9 @@ def kernel_terms(
     terms[:, LATENCY] = np.where(is_host_work, launches, 0)
     terms[:, LAUNCH] = np.where(is_host_work, moved_bytes, launches)
     layout = np.array([layout_of(name).value for name in names])[index]
-    _add_products(terms, layout, dims)
+    is_half = np.array(["half" in name.split() for name in names], dtype=bool)[index]
+    resident = RESIDENT_COLUMNS * multiprocessors if rereads else np.inf
+    _add_products(terms, layout, dims, is_half=is_half, resident_columns=resident)
     kind = np.array([_NORM_CODES.get(name.split()[0], 0) for name in names])[index]
     norms = np.flatnonzero(kind)
     if len(norms):
@@ -256,38 +271,76 @@ def first_product(layout: Ints, dims: Floats) -> tuple[Floats, Floats, Floats, F
     return groups, rows, wide, deep
 
 
-def is_plain(layout: Ints) -> npt.NDArray[np.bool_]:
+def is_plain(layout: Ints) -> Mask:
     """Return [kernels] whether a kernel is one product in the forward direction."""
-    plain: npt.NDArray[np.bool_] = (layout == ProductLayout.PRODUCT.value) | (
+    plain: Mask = (layout == ProductLayout.PRODUCT.value) | (
         layout == ProductLayout.CONVOLUTION.value
     )
     return plain
 
 
-def _add_products(terms: Floats, layout: Ints, dims: Floats) -> None:
+def _add_products(
+    terms: Floats,
+    layout: Ints,
+    dims: Floats,
+    *,
+    is_half: Mask,
+    resident_columns: float,
+) -> None:
     """Fill the slots of matrix products and of biases."""
     chosen = np.flatnonzero(layout)
     if not len(chosen):
         return
-    kind = layout[chosen]
-    terms[chosen, FIRST_PRODUCT] = _matrix_product(*first_product(kind, dims[chosen]))
+    kind, half = layout[chosen], is_half[chosen]
+    first = _matrix_product(
+        *first_product(kind, dims[chosen]), is_half=half, resident_columns=resident_columns
+    )
+    terms[chosen, FIRST_PRODUCT] = first
     groups, out, columns, inner, kernel, _ = dims[chosen].T.copy()
     both = kind == ProductLayout.BACKWARD.value
     if both.any():
-        weight = _matrix_product(groups, columns, inner * kernel, out)
+        sizes = (groups, columns, inner * kernel, out)
+        weight = _matrix_product(*sizes, is_half=half, resident_columns=resident_columns)
         terms[chosen, SECOND_PRODUCT] = weight * both[:, None]
     # a forward reads and writes its result once more, a backward reads the gradient
     passes = np.where(kind == ProductLayout.CONVOLUTION.value, 2.0, 1.0)
     terms[chosen, VALUES] = passes * groups * out * columns
 
 
-def _matrix_product(batch: Floats, rows: Floats, columns: Floats, inner: Floats) -> Floats:
-    """Return [products, 3] FLOPs, padded FLOPs, and FLOPs if the product is unaligned."""
+def _matrix_product(
+    batch: Floats,
+    rows: Floats,
+    columns: Floats,
+    inner: Floats,
+    *,
+    is_half: Mask,
+    resident_columns: float,
+) -> Floats:
+    """Return [products, 3] FLOPs, padded FLOPs, and unaligned FLOPs or bytes read again."""
     flops = 2.0 * batch * rows * columns * inner
     padded = 2.0 * batch * _padded_up(rows, TILE_ROWS)
     padded *= _padded_up(columns, TILE_COLUMNS) * _padded_up(inner, TILE_INNER)
     unaligned = (inner % ALIGNMENT != 0) | (columns % ALIGNMENT != 0)
-    return np.stack([flops, padded, flops * unaligned], axis=1)
+    last = np.where(is_half, flops * unaligned, 0.0)
+    if np.isfinite(resident_columns):
+        again = _reread_bytes(batch, rows, columns, inner, resident_columns=resident_columns)
+        last = np.where(is_half, last, again)
+    return np.stack([flops, padded, last], axis=1)
+
+
+def _reread_bytes(
+    batch: Floats, rows: Floats, columns: Floats, inner: Floats, *, resident_columns: float
+) -> Floats:
+    """Return [products] bytes of the second matrix that strips of rows read again.
+
+    The more columns are resident, the more strips run together and share a read. Its share is a
+    root, which the measured kernels follow over two orders of magnitude of columns.
+    """
+    rest = rows % STRIP_ROWS
+    strip = np.where((rest > 0) & (rest <= STRIP_ROWS / 2), STRIP_ROWS / 2, STRIP_ROWS)
+    apart = np.sqrt(np.minimum(columns / resident_columns, 1.0))
+    found: Floats = 4.0 * batch * np.ceil(rows / strip) * columns * inner * apart
+    return found
 
 
 def _padded_up(size: Floats, tile: float) -> Floats:

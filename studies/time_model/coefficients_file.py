@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fit import RECORDED, Key
+from kernel_fit import Curves
 from kernels import KernelFit, reference_share
-from size_fit import Curves
 
-from profiler.timing.kernel_rates import COEFFICIENTS_FILE, COEFFICIENTS_SCHEMA
+from profiler.timing.kernel_rates import BOUND, COEFFICIENTS_FILE, COEFFICIENTS_SCHEMA
 
 LAUNCH_SECONDS = 4e-6
 
@@ -115,24 +115,27 @@ def with_single_products(
 ) -> Coefficients:
     """Return the classes of kernels with fp32 products from NeuSight's fits."""
     single: Coefficients = {}
-    for fitted in products.values():
-        single |= _by_class(fitted.coefficients)
-    for terms in single.values():
-        terms["launch"] = LAUNCH_SECONDS
-    found = {name: dict(terms) for name, terms in classes.items()}
-    found |= {name: single[name] for name in ("matmul", "batched_matmul")}
+    for found in products.values():
+        fitted = found.fitted
+        (name,) = {kernel_class for kernel_class, _ in found.keys}
+        values = zip(found.keys, map(float, fitted.coefficients), strict=True)
+        single[name] = {term: value for (_, term), value in values} | {"launch": LAUNCH_SECONDS}
+        if fitted.bound is not None:
+            single[name][BOUND] = fitted.bound
+    changed = {name: dict(terms) for name, terms in classes.items()}
+    changed |= {name: single[name] for name in ("matmul", "batched_matmul")}
     for kind in ("convolution", "convolution_dgrad", "convolution_wgrad"):
-        found |= {
+        changed |= {
             f"{kind} {grouping}": dict(single["convolution dense"])
             for grouping in ("dense", "grouped")
         }
-        found[f"{kind} pointwise"] = dict(single["matmul"])
-    return found
+        changed[f"{kind} pointwise"] = dict(single["matmul"])
+    return changed
 
 
 def curves_of(products: Mapping[str, KernelFit]) -> dict[str, Curves]:
     """Return the curves by class; an input's gradient takes those of the forward convolution."""
-    convolution, batched = products["conv"].curves, products["bmm"].curves
+    convolution, batched = products["conv"].fitted.curves, products["bmm"].fitted.curves
     assert convolution is not None
     assert batched is not None
     return {

@@ -33,6 +33,7 @@ PRIORS = {
     "flops": 0.3,
     "tile": 0.8,
     "unaligned": 0.5,
+    "reread": 1.0,
     "bytes": 1.3,
     "short": 0.4,
     "waves": 0.6,

@@ -5,8 +5,9 @@ Traffic is divided by the bandwidth that a board sustains in long sums and produ
 relative to `reference_share`. A board that is left out takes the share of its `RELATIVES`.
 
 A measured time holds the host's launch, which overlaps with other kernels in a training step, and
-which is a property of the machine that recorded the table. So the errors of kernels that take more
-than `LONG_OVER_LEAST` times the least one of their table are given too.
+which is a property of the machine that recorded the table. The product takes none of it. So errors
+are given with the launch of the table, which is its least time, with the mean launch of the other
+boards, and for kernels that take more than `LONG_OVER_LEAST` times the launch.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from fit import RECORDED, Key, errors_of, fit
-from size_fit import LEAST_OVER_LAUNCH, Curves, SizedRows, fit_sized
+from fit import RECORDED, Key, errors_of
+from kernel_fit import FittedKernels, KernelRows, fit_rows
 
 from profiler.arrays import Floats
+from profiler.timing.kernel_rates import power_bound_factor
 from profiler.timing.kernel_terms import ProductLayout, first_product, kernel_terms, slot_keys
 from profiler.timing.size_curves import SizeCurves, product_sizes
 
@@ -35,8 +36,12 @@ STREAMING, STREAMING_SECONDS = ("add", "mul"), 300e-6
 LEAST_QUANTILE, LONG_OVER_LEAST = 0.02, 3.0
 """Quantile of a table's times that counts as its least, and from which multiple kernels are long."""
 
-PRODUCTS, CURVED = ("linear", "bmm", "conv"), ("bmm", "conv")
-"""Matrix products, and those with curves over their sizes. Those of `linear` do not carry over."""
+LEAST_OVER_LAUNCH = 1.5
+"""Kernels that take part in the fit of training steps take at least this multiple of the launch."""
+
+PRODUCTS, CURVED, POWER_BOUND = ("linear", "bmm", "conv"), ("bmm", "conv"), ("linear", "bmm")
+"""Matrix products, those with curves over their sizes, and those with a power bound. Curves of
+`linear` do not carry over to other boards, and a bound makes `conv` worse."""
 
 MEMORY_BOUND, DRAWN_ROWS = ("ln", "softmax", "gelu", "relu", "add", "mul"), 60
 """Operations whose kernels take part in the fit of training steps, and rows drawn of each table;
@@ -48,7 +53,17 @@ CLOCK_EXPONENT = 0.75
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Board:
-    """A measured board: peak FP32 FLOP/s, bytes/s, multiprocessors, watts, full watts per FLOP/s."""
+    """A measured board.
+
+    Attributes:
+        file: its name in the tables' names.
+        flops: peak FP32 FLOP/s.
+        bandwidth: bytes/s.
+        blocks: multiprocessors.
+        watts: power limit.
+        full: watts per FLOP/s at full clock.
+        rereads: whether it is of a generation before Volta.
+    """
 
     file: str
     flops: float
@@ -56,11 +71,17 @@ class Board:
     blocks: int
     watts: float
     full: float
+    rereads: bool = False
+
+    @property
+    def power_share(self) -> float:
+        """Watts per FLOP/s over those at full clock, at most 1."""
+        return float(min(1.0, self.watts / self.flops / self.full))
 
     @property
     def clock(self) -> float:
         """Share of the boost clock that the board sustains."""
-        return float(min(1.0, (self.watts / self.flops / self.full) ** CLOCK_EXPONENT))
+        return float(self.power_share**CLOCK_EXPONENT)
 
 
 _VOLTA, _PASCAL, _AMPERE = 250 / 14e12, 250 / 9.3e12, 250 / 19.5e12
@@ -71,9 +92,11 @@ BOARDS: Mapping[str, Board] = {
     ),
     "T4": Board(file="T4", flops=8.1e12, bandwidth=320e9, blocks=40, watts=70, full=_VOLTA),
     "P100 PCIe": Board(
-        file="P100", flops=9.3e12, bandwidth=732e9, blocks=56, watts=250, full=_PASCAL
+        file="P100", flops=9.3e12, bandwidth=732e9, blocks=56, watts=250, full=_PASCAL, rereads=True
     ),
-    "P4": Board(file="P4", flops=5.5e12, bandwidth=192e9, blocks=20, watts=75, full=_PASCAL),
+    "P4": Board(
+        file="P4", flops=5.5e12, bandwidth=192e9, blocks=20, watts=75, full=_PASCAL, rereads=True
+    ),
     "A100 PCIe": Board(
         file="A100", flops=19.5e12, bandwidth=1555e9, blocks=108, watts=250, full=_AMPERE
     ),
@@ -104,18 +127,36 @@ class Kernels:
     """Measured kernels of an operation on a board.
 
     Attributes:
-        sums: [rows, keys] terms in seconds; that of the launch is 1.
+        terms: [rows, keys] terms in seconds, without the launch.
+        bound: [rows] least seconds that the power allows at a bound of 1; of products only.
         sizes: [rows, PRODUCT_SIZES] sizes as a matrix product; meaningless for other operations.
         seconds: [rows] measured.
         roofline: [rows] the longer of arithmetic and traffic.
         keys: coefficient keys.
     """
 
-    sums: Floats
+    terms: Floats
+    bound: Floats
     sizes: Floats
     seconds: Floats
     roofline: Floats
     keys: list[Key]
+
+    @property
+    def launch(self) -> float:
+        """Least time of the table, which is the host's launch."""
+        return float(np.quantile(self.seconds, LEAST_QUANTILE))
+
+    @property
+    def rows(self) -> KernelRows:
+        """The kernels as the fit takes them."""
+        return KernelRows(
+            terms=self.terms,
+            bound=self.bound,
+            sizes=self.sizes,
+            seconds=self.seconds,
+            launch=self.launch,
+        )
 
 
 def sustained_share(folder: Path, board: Board) -> float:
@@ -166,15 +207,18 @@ def read_kernels(
         moved_bytes=moved,
         launches=np.ones(len(rows), dtype=np.int64),
         multiprocessors=board.blocks,
+        rereads=board.rereads,
     )
-    rates = {
-        "single": board.flops * board.clock, "bytes": board.bandwidth * share, "launches": 1.0,
-    }  # fmt: skip
+    clock = 1.0 if operation in POWER_BOUND else board.clock
+    rates = {"single": board.flops * clock, "bytes": board.bandwidth * share}
     slots = [(i, slot) for i, slot in enumerate(slot_keys(name)) if slot.kernel_class]
-    slots = [(i, slot) for i, slot in slots if slot.term != "unaligned"]
+    slots = [(i, slot) for i, slot in slots if slot.term != "launch"]
+    if operation != "linear":  # of the products only linear layers have matrices of that size
+        slots = [(i, slot) for i, slot in slots if slot.term != "reread"]
     arithmetic = terms[:, 0] / board.flops
     return Kernels(
-        sums=np.stack([terms[:, i] / rates[slot.rate.value] for i, slot in slots], axis=1),
+        terms=np.stack([terms[:, i] / rates[slot.rate.value] for i, slot in slots], axis=1),
+        bound=arithmetic / board.power_share,
         sizes=_sizes(dims, board.blocks),
         seconds=np.array([float(row["Latency"]) / 1e3 for row in rows]),
         roofline=np.maximum(arithmetic, moved / board.bandwidth),
@@ -220,20 +264,23 @@ def errors_by_board(
             rest = [kernels for name, kernels in known.items() if name != out]
             relative = shares[RELATIVES[out]] / reference_share(shares)
             kernels = read_kernels(folder, operation, board, share=relative)
-            predicted = fit_kernels(operation, rest).predict(kernels)
-            errors = errors_of(predicted, kernels.seconds)
-            is_long = kernels.seconds > LONG_OVER_LEAST * _least(kernels)
+            fitted = fit_kernels(operation, rest)
+            predicted = fitted.predict(kernels, launch=kernels.launch)
+            unknown = fitted.predict(kernels, launch=float(np.mean([k.launch for k in rest])))
+            is_long = kernels.seconds > LONG_OVER_LEAST * kernels.launch
             long = errors_of(predicted[is_long], kernels.seconds[is_long])
-            own = known[out]
-            of_own = fit_kernels(operation, [own]).predict(own)
+            own = fit_kernels(operation, [known[out]])
+            errors = errors_of(predicted, kernels.seconds)
+            for name, values in {
+                "launch_unknown": unknown,
+                "own": own.predict(known[out], launch=kernels.launch),
+                "roofline": kernels.roofline,
+            }.items():
+                errors[f"{name}_median_error"] = errors_of(values, kernels.seconds)["median_error"]
             errors |= {
-                "own_median_error": errors_of(of_own, own.seconds)["median_error"],
                 "long_rows": long["rows"],
                 "long_median_error": long["median_error"],
                 "long_bias": long["bias"],
-                "roofline_median_error": errors_of(kernels.roofline, kernels.seconds)[
-                    "median_error"
-                ],
             }
             found.setdefault(operation, {})[out] = errors
     return found
@@ -250,11 +297,10 @@ def memory_bound_kernels(
     seconds: list[float] = []
     for operation in MEMORY_BOUND:
         for kernels in _read_boards(folder, operation, shares, most_rows=DRAWN_ROWS).values():
-            least = _least(kernels)
-            for sums, time in zip(kernels.sums, kernels.seconds, strict=True):
+            least = kernels.launch
+            for terms, time in zip(kernels.terms, kernels.seconds, strict=True):
                 if time >= LEAST_OVER_LAUNCH * least:
-                    run = dict(zip(kernels.keys, map(float, sums), strict=True))
-                    run = {key: value for key, value in run.items() if key[1] != "launch"}
+                    run = dict(zip(kernels.keys, map(float, terms), strict=True))
                     runs.append(run | {(f"{RECORDED} {operation}", "launch"): least})
                     seconds.append(float(time))
     return runs, np.array(seconds)
@@ -279,54 +325,31 @@ def _read_boards(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFit:
-    """Coefficients of an operation by its keys, and the curves over its sizes if it has some."""
+    """The fit of an operation, and the keys of its coefficients."""
 
-    coefficients: dict[Key, float]
-    curves: Curves | None = None
+    keys: Sequence[Key]
+    fitted: FittedKernels
 
-    def predict(self, kernels: Kernels) -> Floats:
-        """Return [rows] seconds."""
-        values = np.array([self.coefficients[key] for key in kernels.keys])
-        if self.curves is None:
-            return kernels.sums @ values
-        is_launch = _is_launch(kernels)
-        terms: Floats = kernels.sums[:, ~is_launch] @ values[~is_launch]
-        terms *= SizeCurves(self.curves).factors(kernels.sizes)
-        return terms + kernels.sums[:, is_launch] @ values[is_launch]
+    def predict(self, kernels: Kernels, *, launch: float) -> Floats:
+        """Return [rows] seconds with the host's launch."""
+        found: Floats = kernels.terms @ self.fitted.coefficients
+        if self.fitted.curves is not None:
+            found = found * SizeCurves(self.fitted.curves).factors(kernels.sizes)
+        if self.fitted.bound is not None:
+            found = found * power_bound_factor(found, self.fitted.bound * kernels.bound)
+        return launch + found
 
 
 def fit_kernels(operation: str, known: Sequence[Kernels]) -> KernelFit:
     """Return the fit of an operation to the kernels of some boards."""
     keys = known[0].keys
-    if operation not in CURVED:
-        sums = np.concatenate([kernels.sums for kernels in known])
-        seconds = np.concatenate([kernels.seconds for kernels in known])
-        return KernelFit(coefficients=dict(zip(keys, fit(sums, seconds, keys), strict=True)))
-    is_launch = _is_launch(known[0])
-    rows = [
-        SizedRows(
-            terms=kernels.sums[:, ~is_launch],
-            sizes=kernels.sizes,
-            seconds=kernels.seconds,
-            launch=_least(kernels),
-        )
-        for kernels in known
-    ]
-    others = [key for key in keys if key[1] != "launch"]
-    values, curves = fit_sized(rows, others)
-    coefficients = dict(zip(others, map(float, values), strict=True))
-    (launch,) = (key for key in keys if key[1] == "launch")
-    mean = float(np.mean([each.launch for each in rows]))
-    return KernelFit(coefficients=coefficients | {launch: mean}, curves=curves)
-
-
-def _is_launch(kernels: Kernels) -> npt.NDArray[np.bool_]:
-    return np.array([term == "launch" for _, term in kernels.keys])
-
-
-def _least(kernels: Kernels) -> float:
-    """Return the least time of a table, which is the host's launch."""
-    return float(np.quantile(kernels.seconds, LEAST_QUANTILE))
+    fitted = fit_rows(
+        [kernels.rows for kernels in known],
+        keys,
+        has_bound=operation in POWER_BOUND,
+        has_curves=operation in CURVED,
+    )
+    return KernelFit(keys=keys, fitted=fitted)
 
 
 def fitted_products(

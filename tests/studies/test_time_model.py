@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,11 @@ from profiler.models.build import build_model
 from profiler.replay.event_log import OperationRecord
 from profiler.replay.step_replay import replay_built_model
 from profiler.workload import Candidate, Workload
+
+if TYPE_CHECKING:
+    from kernel_fit import KernelRows
+
+    from profiler.timing.size_curves import SizeCurves
 
 STUDY_FOLDERS = (".", "time_model")
 
@@ -129,25 +134,47 @@ def test_a_measured_step_is_an_epoch_at_the_largest_power_limit(tmp_path: Path) 
 
 
 def test_the_fit_finds_known_size_curves() -> None:
-    from size_fit import SizedRows, fit_sized
+    from kernel_fit import fit_rows
 
+    from profiler.timing.size_curves import SizeCurves
+
+    true = _one_curve()
+    boards = [_made_board(true, seed=0, launch=2e-5), _made_board(true, seed=1, launch=5e-5)]
+    found = fit_rows(boards, [("convolution dense", "flops")], has_bound=False, has_curves=True)
+    assert found.curves is not None
+    assert found.bound is None
+    sizes = boards[0].sizes[np.all((boards[0].sizes > 2) & (boards[0].sizes < 6e3), axis=1)]
+    factors = found.coefficients[0] * SizeCurves(found.curves).factors(sizes)
+    np.testing.assert_allclose(factors, 0.5 * true.factors(sizes), rtol=0.1)
+
+
+def test_the_fit_finds_a_known_power_bound() -> None:
+    from kernel_fit import fit_rows
+
+    boards = [_made_board(None, seed=0, launch=2e-5), _made_board(None, seed=1, launch=5e-5)]
+    found = fit_rows(boards, [("matmul", "flops")], has_bound=True, has_curves=False)
+    assert found.coefficients[0] == pytest.approx(0.5, rel=0.02)
+    assert found.bound == pytest.approx(0.8, rel=0.02)
+
+
+def _one_curve() -> SizeCurves:
     from profiler.timing.size_curves import PRODUCT_SIZES, SizeCurves
 
-    rng = np.random.default_rng(0)
-    true = SizeCurves(
-        {name: {"sizes": [1.0, 1e4], "factors": [1.0, 1.0]} for name in PRODUCT_SIZES}
-        | {"inner": {"sizes": [1.0, 1e4], "factors": [5.0, 0.5]}}
-    )
+    flat = {"sizes": [1.0, 1e4], "factors": [1.0, 1.0]}
+    falling = {"sizes": [1.0, 1e4], "factors": [5.0, 0.5]}
+    return SizeCurves(dict.fromkeys(PRODUCT_SIZES, flat) | {"inner": falling})
 
-    def board(rows: int, launch: float) -> SizedRows:
-        sizes = np.exp(rng.uniform(0.0, 9.2, (rows, len(PRODUCT_SIZES))))
-        terms = np.exp(rng.uniform(-9.0, -2.0, (rows, 1)))
-        seconds = launch + 0.5 * terms[:, 0] * true.factors(sizes)
-        return SizedRows(terms=terms, sizes=sizes, seconds=seconds, launch=launch)
 
-    coefficients, curves = fit_sized(
-        [board(800, 2e-5), board(800, 5e-5)], [("convolution dense", "flops")]
-    )
-    sizes = np.exp(rng.uniform(0.5, 8.7, (200, len(PRODUCT_SIZES))))
-    found = coefficients[0] * SizeCurves(curves).factors(sizes)
-    np.testing.assert_allclose(found, 0.5 * true.factors(sizes), rtol=0.06)
+def _made_board(curves: SizeCurves | None, *, seed: int, launch: float) -> KernelRows:
+    """Return kernels of 0.5 times their terms, by curves or a bound that holds for half of them."""
+    from kernel_fit import KernelRows
+
+    from profiler.timing.size_curves import PRODUCT_SIZES
+
+    rng = np.random.default_rng(seed)
+    sizes = np.exp(rng.uniform(0.0, 9.2, (800, len(PRODUCT_SIZES))))
+    terms = np.exp(rng.uniform(-9.0, -2.0, (800, 1)))
+    bound = terms[:, 0] * np.where(np.arange(800) % 2, 0.1, 2.0)
+    kernel = 0.5 * terms[:, 0]
+    kernel = np.maximum(kernel, 0.8 * bound) if curves is None else kernel * curves.factors(sizes)
+    return KernelRows(terms=terms, bound=bound, sizes=sizes, seconds=launch + kernel, launch=launch)

@@ -11,7 +11,7 @@ from profiler.devices.table import DEVICES, TIMED, device_spec
 from profiler.errors import UsageError
 from profiler.records import Origin, Spread
 from profiler.timing import predicted_cost as predicted_cost_module
-from profiler.timing.kernel_rates import KernelRates, kernel_file
+from profiler.timing.kernel_rates import BOUND, KernelRates, kernel_file
 from profiler.timing.kernel_terms import kernel_terms, slot_keys
 from profiler.timing.power import PowerModel
 from profiler.timing.predicted_cost import power_saving, predicted_cost
@@ -34,8 +34,8 @@ RATES = KernelRates(
 )
 
 
-def seconds(name: str, *dims: float, moved: float = 0.0) -> float:
-    parts = RATES.parts(
+def seconds(name: str, *dims: float, moved: float = 0.0, rates: KernelRates = RATES) -> float:
+    parts = replace(rates, weights={}).parts(
         [name],
         np.zeros(1, dtype=np.int64),
         dims=np.array([[*dims, *[0.0] * (6 - len(dims))]]),
@@ -58,6 +58,60 @@ def test_an_unaligned_product_pays_for_its_padding():
     expected = (flops + 0.5 * padded + 2.0 * flops) / 1e14 + 1e-6
     found = seconds("matmul half", 1, 100, 10, 30, 1, 100)
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 1.0), (0.25, 4.0)])
+def test_the_power_decides_how_long_a_large_product_takes(share: float, expected: float):
+    rates = replace(
+        RATES,
+        boost_flops=2e13,
+        power_share=share,
+        coefficients={"matmul": {"flops": 0.1, "bound": 1.0, "launch": 1e-6}},
+    )
+    found = seconds("matmul", 1, 4096, 4096, 4096, 1, 4096, rates=rates)
+    assert found == pytest.approx(expected * 2.0 * 4096**3 / 2e13 + 1e-6, rel=1e-6)
+
+
+def test_a_product_that_the_bandwidth_slows_is_below_the_power_bound():
+    rates = replace(RATES, boost_flops=2e13, coefficients={"matmul": {"bytes": 1.0, "bound": 1.0}})
+    assert seconds("matmul", 1, 8, 8, 8, moved=1e9, rates=rates) == pytest.approx(1e-3, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "strips", "apart"),
+    [
+        (256, 80 * 512, 2, 1.0),  # two strips of 128 rows, and columns that are just resident
+        (257, 80 * 512, 5, 1.0),  # one row more: strips of 64
+        (200, 80 * 512, 2, 1.0),  # 72 rows more: strips of 128
+        (256, 80 * 128, 2, 0.5),  # the root of a quarter
+        (256, 80 * 2048, 2, 1.0),
+    ],
+)
+def test_strips_of_rows_read_the_second_matrix_again(
+    rows: int, columns: int, strips: int, apart: float
+):
+    rates = replace(
+        RATES,
+        boost_flops=1e13,
+        rereads=True,
+        coefficients={"matmul": {"reread": 2.0}, "matmul half": {"flops": 1.0}},
+    )
+    shape = (1, rows, columns, 16, 1, rows)
+    expected = 2.0 * 4 * strips * columns * 16 * apart / 1e12
+    assert seconds("matmul", *shape, rates=rates) == pytest.approx(expected, rel=1e-12)
+    assert seconds("matmul", *shape, rates=replace(rates, rereads=False)) == 0.0
+    flops = 2.0 * rows * columns * 16
+    assert seconds("matmul half", *shape, rates=rates) == pytest.approx(flops / 1e14, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "rereads"),
+    [("gtx-1080", True), ("jetson-nano", True), ("v100", False), ("rtx-2060-super", False)],
+)
+def test_only_boards_before_volta_read_again(name: str, rereads: bool):
+    rates = kernel_file().rates(device_spec(name), "fp32")
+    assert rates is not None
+    assert rates.rereads is rereads
 
 
 @pytest.mark.parametrize(
@@ -89,7 +143,7 @@ def test_each_coefficient_is_a_term_of_its_class(name: str):
     assert values
     assert all(0 < value < 100 for value in values.values())
     if not name.startswith(("bias", "convolution_dgrad", "convolution_wgrad", "convolution")):
-        assert set(values) <= {slot.term for slot in slot_keys(name)}
+        assert set(values) - {BOUND} <= {slot.term for slot in slot_keys(name)}
 
 
 def test_memory_bound_kernels_do_not_exceed_the_bandwidth():
