@@ -3,13 +3,14 @@
 A time is the host's launch, a property of the machine that recorded the table, plus the kernel's.
 The kernel takes the sum of its terms, times its curves over its sizes if the class has some
 (``profiler.timing.size_curves``), and at least the time that the board's power allows if the class
-has a power bound (``profiler.timing.kernel_rates``). Coefficients, bound and curves are found
-together, by the logarithms of the errors, of which large ones weigh less.
+has a power bound (``profiler.timing.kernel_rates``). Coefficients and bound are found first, so that
+they hold for classes that take them without the curves, all by the logarithms of the errors, of
+which large ones weigh less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from profiler.timing.size_curves import PRODUCT_SIZES
 KNOTS = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Quantiles of the sizes of the fitted kernels."""
 
-COEFFICIENT_RIDGE, CURVE_RIDGE = 0.1, 10.0
+COEFFICIENT_RIDGE, CURVE_RIDGE = 0.1, 1.0
 """Draw the logarithms of coefficients to those of their priors, and those of factors to 0, against
 thousands of errors."""
 
@@ -33,21 +34,21 @@ Curves = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelRows:
-    """Kernels of a board.
+    """Kernels of a class.
 
     Attributes:
         terms: [rows, keys] seconds at coefficients of 1, without the launch.
         bound: [rows] least seconds that the power allows, at a bound of 1.
         sizes: [rows, PRODUCT_SIZES] sizes.
         seconds: [rows] measured.
-        launch: seconds of the host's launch.
+        launch: [rows] seconds of the host's launch.
     """
 
     terms: Floats
     bound: Floats
     sizes: Floats
     seconds: Floats
-    launch: float
+    launch: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,81 +70,72 @@ def fit_rows(
     boards: Sequence[KernelRows], keys: Sequence[Key], *, has_bound: bool, has_curves: bool
 ) -> FittedKernels:
     """Return the fit of a class to the kernels of all boards."""
-    seconds = np.concatenate([rows.seconds for rows in boards])
-    launch = np.concatenate([np.full(len(rows.seconds), rows.launch) for rows in boards])
-    sizes = np.concatenate([rows.sizes for rows in boards])
-    knots = [np.unique(np.quantile(size, KNOTS)) for size in sizes.T] if has_curves else []
+    rows = KernelRows(
+        terms=np.concatenate([each.terms for each in boards]),
+        bound=np.concatenate([each.bound for each in boards]),
+        sizes=np.concatenate([each.sizes for each in boards]),
+        seconds=np.concatenate([each.seconds for each in boards]),
+        launch=np.concatenate([each.launch for each in boards]),
+    )
+    coefficients, bound = _fit_terms(rows, keys, has_bound=has_bound)
+    curves = None
+    if has_curves:
+        curves = _fit_curves(rows, rows.terms @ coefficients, bound=bound)
+    return FittedKernels(coefficients=coefficients, bound=bound, curves=curves)
+
+
+def _fit_terms(
+    rows: KernelRows, keys: Sequence[Key], *, has_bound: bool
+) -> tuple[Floats, float | None]:
+    """Return [keys] coefficients and the bound, without curves."""
     least = np.array([least_of(key) for key in keys])
     above = np.array([prior_of(key) for key in keys]) - least
-    model = _Model(
-        terms=np.concatenate([rows.terms for rows in boards]),
-        least=least,
-        above=above,
-        bound=np.concatenate([rows.bound for rows in boards]) if has_bound else None,
-        hats=np.concatenate([_hats(*pair) for pair in zip(sizes.T, knots, strict=True)], axis=1)
-        if has_curves
-        else np.zeros((len(seconds), 0)),
-    )
-    ridge = np.full(model.parameters, COEFFICIENT_RIDGE)
-    ridge[model.first_curve :] = CURVE_RIDGE
+    start = np.zeros(len(keys) + has_bound)
+
+    def coefficients(values: Floats) -> Floats:
+        found: Floats = least + above * np.exp(values[: len(keys)])
+        return found
+
+    def bound(values: Floats) -> float | None:
+        return float(np.exp(values[-1])) if has_bound else None
 
     def residuals(values: Floats) -> Floats:
-        errors = np.log((launch + model.seconds(values)) / seconds)
-        return np.concatenate([errors, ridge * values])
+        errors = _errors(rows, rows.terms @ coefficients(values), bound=bound(values))
+        return np.concatenate([errors, COEFFICIENT_RIDGE * values])
 
-    start = np.zeros(model.parameters)
-    found = least_squares(residuals, start, loss="soft_l1", f_scale=HUBER, max_nfev=60).x
-    factors = np.split(
-        np.exp(found[model.first_curve :]), np.cumsum([len(each) for each in knots])[:-1]
-    )
-    curves = {
+    found = _least_squares(residuals, start)
+    return coefficients(found), bound(found)
+
+
+def _fit_curves(rows: KernelRows, base: Floats, *, bound: float | None) -> Curves:
+    """Return curves over the sizes by which [rows] seconds at their coefficients are multiplied."""
+    knots = [np.unique(np.quantile(size, KNOTS)) for size in rows.sizes.T]
+    hats = [_hats(size, at) for size, at in zip(rows.sizes.T, knots, strict=True)]
+    weights = np.concatenate(hats, axis=1)
+
+    def residuals(values: Floats) -> Floats:
+        errors = _errors(rows, base * np.exp(weights @ values), bound=bound)
+        return np.concatenate([errors, CURVE_RIDGE * values])
+
+    found = np.exp(_least_squares(residuals, np.zeros(weights.shape[1])))
+    factors = np.split(found, np.cumsum([len(at) for at in knots])[:-1])
+    return {
         name: {"sizes": _rounded(at), "factors": _rounded(factor)}
         for name, at, factor in zip(PRODUCT_SIZES, knots, factors, strict=True)
-    } if has_curves else None  # fmt: skip
-    return FittedKernels(
-        coefficients=least + above * np.exp(found[: len(keys)]),
-        bound=float(np.exp(found[len(keys)])) if has_bound else None,
-        curves=curves,
-    )
+    }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Model:
-    """Seconds of kernels without their launch, as a function of logarithms.
+def _least_squares(residuals: Callable[[Floats], Floats], start: Floats) -> Floats:
+    found: Floats = least_squares(residuals, start, loss="soft_l1", f_scale=HUBER, max_nfev=60).x
+    return found
 
-    The parameters are those of the coefficients above their least values over the priors', of the
-    bound if there is one, and of the factors at the knots.
 
-    Attributes:
-        terms: [rows, keys] as in `KernelRows`.
-        least: [keys] least coefficients.
-        above: [keys] priors above them.
-        bound: [rows] as in `KernelRows`; None without a bound.
-        hats: [rows, knots] weights of the factors.
-    """
-
-    terms: Floats
-    least: Floats
-    above: Floats
-    bound: Floats | None
-    hats: Floats
-
-    @property
-    def first_curve(self) -> int:
-        return len(self.least) + (self.bound is not None)
-
-    @property
-    def parameters(self) -> int:
-        return self.first_curve + self.hats.shape[1]
-
-    def seconds(self, values: Floats) -> Floats:
-        """Return [rows] seconds."""
-        coefficients = self.least + self.above * np.exp(values[: len(self.least)])
-        found: Floats = self.terms @ coefficients
-        found = found * np.exp(self.hats @ values[self.first_curve :])
-        if self.bound is not None:
-            found = found * power_bound_factor(found, self.bound * np.exp(values[len(self.least)]))
-        return found
+def _errors(rows: KernelRows, seconds: Floats, *, bound: float | None) -> Floats:
+    """Return [rows] logarithms of predicted over measured times."""
+    if bound is not None:
+        seconds = seconds * power_bound_factor(seconds, bound * rows.bound)
+    found: Floats = np.log((rows.launch + seconds) / rows.seconds)
+    return found
 
 
 def _hats(sizes: Floats, knots: Floats) -> Floats:

@@ -155,7 +155,7 @@ class Kernels:
             bound=self.bound,
             sizes=self.sizes,
             seconds=self.seconds,
-            launch=self.launch,
+            launch=np.full(len(self.seconds), self.launch),
         )
 
 

@@ -177,4 +177,6 @@ def _made_board(curves: SizeCurves | None, *, seed: int, launch: float) -> Kerne
     bound = terms[:, 0] * np.where(np.arange(800) % 2, 0.1, 2.0)
     kernel = 0.5 * terms[:, 0]
     kernel = np.maximum(kernel, 0.8 * bound) if curves is None else kernel * curves.factors(sizes)
-    return KernelRows(terms=terms, bound=bound, sizes=sizes, seconds=launch + kernel, launch=launch)
+    return KernelRows(
+        terms=terms, bound=bound, sizes=sizes, seconds=launch + kernel, launch=np.full(800, launch)
+    )
