@@ -88,13 +88,13 @@ class KernelRates:
         half_flops: FLOP/s of 16-bit matrix products.
         single_flops: FLOP/s of the FP32 units at the clock that the board sustains.
         boost_flops: the same at the boost clock, for classes with a power bound.
-        power_share: `share` of the power bound.
-        rereads: whether fp32 products read a matrix again (``kernel_terms``).
         bytes_per_second: memory bandwidth.
         multiprocessors: number of multiprocessors.
         link_bytes_per_second: bandwidth of copies between host and device; None if it is unknown,
             and no time of a placement with copies is computed then.
         coefficients: coefficient by class and term.
+        power_share: `share` of the power bound.
+        rereads: whether fp32 products read a matrix again (``kernel_terms``).
         curves: curves over sizes by class.
         factors: factors of the workload's levers.
         weights: seconds for a unit of each quantity, by kernel name, filled as names are met.
@@ -102,10 +102,10 @@ class KernelRates:
 
     half_flops: float
     single_flops: float
+    boost_flops: float
     bytes_per_second: float
     multiprocessors: int
     coefficients: Mapping[str, Mapping[str, float]]
-    boost_flops: float = 0.0
     power_share: float = 1.0
     rereads: bool = False
     curves: Mapping[str, SizeCurves] = field(default_factory=dict)

@@ -122,6 +122,7 @@ def _load(card: Card, network: str, batch: int, known: KernelFile) -> tuple[floa
     rates = KernelRates(
         half_flops=card.flops,
         single_flops=card.flops,
+        boost_flops=card.flops,
         bytes_per_second=card.bandwidth,
         multiprocessors=card.blocks,
         coefficients=known.coefficients,

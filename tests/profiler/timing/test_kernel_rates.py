@@ -22,6 +22,7 @@ from profiler.workload import Workload
 RATES = KernelRates(
     half_flops=1e14,
     single_flops=1e13,
+    boost_flops=1e13,
     bytes_per_second=1e12,
     multiprocessors=80,
     coefficients={
