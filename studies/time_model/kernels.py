@@ -39,16 +39,37 @@ LEAST_QUANTILE, LONG_OVER_LEAST = 0.02, 3.0
 LEAST_OVER_LAUNCH = 1.5
 """Kernels that take part in the fit of training steps take at least this multiple of the launch."""
 
-PRODUCTS, CURVED, POWER_BOUND = ("linear", "bmm", "conv"), ("bmm", "conv"), ("linear", "bmm")
-"""Matrix products, those with curves over their sizes, and those with a power bound. Curves of
-`linear` do not carry over to other boards, and a bound makes `conv` worse."""
-
 MEMORY_BOUND, DRAWN_ROWS = ("ln", "softmax", "gelu", "relu", "add", "mul"), 60
 """Operations whose kernels take part in the fit of training steps, and rows drawn of each table;
 they take at least `LEAST_OVER_LAUNCH` times its least time."""
 
 CLOCK_EXPONENT = 0.75
 """Exponent of the sustained clock, chosen by the errors of T4 and P4 left out of the fit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What the time of an operation has beside the plain terms.
+
+    Attributes:
+        curves: factors over the sizes (``profiler.timing.size_curves``).
+        power_bound: the boost clock and the time that the power allows, for the sustained clock.
+        rereads: the term ``reread``.
+    """
+
+    curves: bool = False
+    power_bound: bool = False
+    rereads: bool = False
+
+
+PLAIN = Form()
+
+FORMS = {
+    "linear": Form(power_bound=True, rereads=True),
+    "bmm": Form(power_bound=True, curves=True),
+    "conv": Form(curves=True),
+}
+"""Forms of matrix products, chosen by the errors on boards left out; others are plain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +201,13 @@ def reference_share(shares: Mapping[str, float]) -> float:
 
 
 def read_kernels(
-    folder: Path, operation: str, board: Board, *, share: float, most_rows: int | None = MOST_ROWS
+    folder: Path,
+    operation: str,
+    board: Board,
+    *,
+    share: float,
+    form: Form = PLAIN,
+    most_rows: int | None = MOST_ROWS,
 ) -> Kernels:
     """Return the measured kernels of an operation on a board.
 
@@ -189,6 +216,7 @@ def read_kernels(
         operation: a key of `OPERATIONS`.
         board: a board.
         share: bandwidth over that of the data sheet, for the terms.
+        form: decides the clock and whether there is a term of rereading.
         most_rows: rows that are drawn; None for all.
     """
     (path,) = sorted(folder.glob(f"neusight_{operation}_*-{board.file}[-.]*gz"))
@@ -209,12 +237,11 @@ def read_kernels(
         multiprocessors=board.blocks,
         rereads=board.rereads,
     )
-    clock = 1.0 if operation in POWER_BOUND else board.clock
+    clock = 1.0 if form.power_bound else board.clock
     rates = {"single": board.flops * clock, "bytes": board.bandwidth * share}
     slots = [(i, slot) for i, slot in enumerate(slot_keys(name)) if slot.kernel_class]
-    slots = [(i, slot) for i, slot in slots if slot.term != "launch"]
-    if operation != "linear":  # of the products only linear layers have matrices of that size
-        slots = [(i, slot) for i, slot in slots if slot.term != "reread"]
+    left_out = {"launch"} if form.rereads else {"launch", "reread"}
+    slots = [(i, slot) for i, slot in slots if slot.term not in left_out]
     arithmetic = terms[:, 0] / board.flops
     return Kernels(
         terms=np.stack([terms[:, i] / rates[slot.rate.value] for i, slot in slots], axis=1),
@@ -254,35 +281,67 @@ def errors_by_board(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return errors by operation and left-out board.
 
-    Beside them the median errors of the roofline, and of a fit to the very board, which are what
-    the terms leave.
+    Beside them median errors of the roofline; of the plain terms, for products; of a fit to the
+    very board, which is what the terms leave; and of trees fitted to it, for linear layers.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for operation in OPERATIONS:
-        known = _read_boards(folder, operation, shares)
-        for out, board in BOARDS.items():
-            rest = [kernels for name, kernels in known.items() if name != out]
-            relative = shares[RELATIVES[out]] / reference_share(shares)
-            kernels = read_kernels(folder, operation, board, share=relative)
-            fitted = fit_kernels(operation, rest)
+        form = FORMS.get(operation, PLAIN)
+        for out in BOARDS:
+            known, rest, kernels = _leave_out(folder, operation, out, shares, form=form)
+            fitted = fit_kernels(rest, form)
             predicted = fitted.predict(kernels, launch=kernels.launch)
-            unknown = fitted.predict(kernels, launch=float(np.mean([k.launch for k in rest])))
+            mean = float(np.mean([each.launch for each in rest]))
+            own = fit_kernels([known], form)
+            others = {
+                "launch_unknown": fitted.predict(kernels, launch=mean),
+                "own": own.predict(known, launch=known.launch),
+                "roofline": kernels.roofline,
+            }
+            if form != PLAIN:
+                _, rest, plain = _leave_out(folder, operation, out, shares, form=PLAIN)
+                others["plain"] = fit_kernels(rest, PLAIN).predict(plain, launch=plain.launch)
+            if operation == "linear":
+                others["own_trees"] = predict_by_trees(known)
+            errors = errors_of(predicted, kernels.seconds)
+            for name, values in others.items():
+                errors[f"{name}_median_error"] = errors_of(values, kernels.seconds)["median_error"]
             is_long = kernels.seconds > LONG_OVER_LEAST * kernels.launch
             long = errors_of(predicted[is_long], kernels.seconds[is_long])
-            own = fit_kernels(operation, [known[out]])
-            errors = errors_of(predicted, kernels.seconds)
-            for name, values in {
-                "launch_unknown": unknown,
-                "own": own.predict(known[out], launch=kernels.launch),
-                "roofline": kernels.roofline,
-            }.items():
-                errors[f"{name}_median_error"] = errors_of(values, kernels.seconds)["median_error"]
             errors |= {
                 "long_rows": long["rows"],
                 "long_median_error": long["median_error"],
                 "long_bias": long["bias"],
             }
             found.setdefault(operation, {})[out] = errors
+    return found
+
+
+def _leave_out(
+    folder: Path, operation: str, out: str, shares: Mapping[str, float], *, form: Form
+) -> tuple[Kernels, list[Kernels], Kernels]:
+    """Return the kernels of a board, those of the others, and the former by its relative."""
+    known = _read_boards(folder, operation, shares, form=form)
+    relative = shares[RELATIVES[out]] / reference_share(shares)
+    kernels = read_kernels(folder, operation, BOARDS[out], share=relative, form=form)
+    return known[out], [each for name, each in known.items() if name != out], kernels
+
+
+def predict_by_trees(kernels: Kernels) -> Floats:
+    """Return [rows] seconds by boosted trees over sizes and remainders, in five folds of the rows.
+
+    They show how much of a board's times its sizes decide, whatever the rules of its library.
+    """
+    from sklearn.ensemble import HistGradientBoostingRegressor
+    from sklearn.model_selection import cross_val_predict
+
+    sizes = kernels.sizes[:, 1:4]  # rows, columns, inner
+    remainders = [sizes % tile for tile in (4.0, 64.0, 128.0)]
+    features = np.concatenate([np.log(kernels.sizes), *remainders], axis=1)
+    base = kernels.launch + kernels.roofline
+    trees = HistGradientBoostingRegressor(loss="absolute_error", max_iter=400, random_state=0)
+    ratios = cross_val_predict(trees, features, np.log(kernels.seconds / base), cv=5)
+    found: Floats = base * np.exp(ratios)
     return found
 
 
@@ -311,13 +370,19 @@ def _read_boards(
     operation: str,
     shares: Mapping[str, float],
     *,
+    form: Form = PLAIN,
     most_rows: int | None = MOST_ROWS,
 ) -> dict[str, Kernels]:
     """Return the kernels of an operation on all boards, by the bandwidth that each sustains."""
     reference = reference_share(shares)
     return {
         name: read_kernels(
-            folder, operation, board, share=shares[name] / reference, most_rows=most_rows
+            folder,
+            operation,
+            board,
+            share=shares[name] / reference,
+            form=form,
+            most_rows=most_rows,
         )
         for name, board in BOARDS.items()
     }
@@ -340,14 +405,14 @@ class KernelFit:
         return launch + found
 
 
-def fit_kernels(operation: str, known: Sequence[Kernels]) -> KernelFit:
+def fit_kernels(known: Sequence[Kernels], form: Form) -> KernelFit:
     """Return the fit of an operation to the kernels of some boards."""
     keys = known[0].keys
     fitted = fit_rows(
         [kernels.rows for kernels in known],
         keys,
-        has_bound=operation in POWER_BOUND,
-        has_curves=operation in CURVED,
+        has_bound=form.power_bound,
+        has_curves=form.curves,
     )
     return KernelFit(keys=keys, fitted=fitted)
 
@@ -355,10 +420,10 @@ def fit_kernels(operation: str, known: Sequence[Kernels]) -> KernelFit:
 def fitted_products(
     folder: Path, shares: Mapping[str, float], *, without: str | None = None
 ) -> dict[str, KernelFit]:
-    """Return the fits of ``PRODUCTS`` to the fp32 kernels of all boards but one that is named."""
+    """Return the fits of ``FORMS`` to the fp32 kernels of all boards but one that is named."""
     found: dict[str, KernelFit] = {}
-    for operation in PRODUCTS:
-        boards = _read_boards(folder, operation, shares)
+    for operation in FORMS:
+        boards = _read_boards(folder, operation, shares, form=FORMS[operation])
         known = [kernels for name, kernels in boards.items() if name != without]
-        found[operation] = fit_kernels(operation, known)
+        found[operation] = fit_kernels(known, FORMS[operation])
     return found
