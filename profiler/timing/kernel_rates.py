@@ -235,7 +235,7 @@ class KernelRates:
 
 
 def power_bound_factor(seconds: Floats, least: Floats) -> Floats:
-    """Return [products] factors on seconds at the boost clock of which the power allows `least`."""
+    """Return [products] factors by which [products] seconds reach those that the power allows."""
     ratio = least / np.maximum(seconds, np.finfo(float).tiny)
     factors: Floats = (1.0 + ratio**SHARPNESS) ** (1.0 / SHARPNESS)
     return factors

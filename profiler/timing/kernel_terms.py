@@ -57,7 +57,7 @@ TILE_ROWS, TILE_COLUMNS, TILE_INNER = 128.0, 32.0, 32.0
 ALIGNMENT = 8.0
 STRIP_ROWS, RESIDENT_COLUMNS = 128.0, 512.0
 """Rows of a strip (half as many where those suffice to end the matrix), and columns that a
-multiprocessor holds: while all columns are held, strips that run together share what they read."""
+multiprocessor holds: while all columns are held, strips that run together share their reads."""
 
 VOLTA = (7, 0)
 """First generation for which the library has tiles that make rereading cheap."""

@@ -422,8 +422,8 @@ def fitted_products(
 ) -> dict[str, KernelFit]:
     """Return the fits of ``FORMS`` to the fp32 kernels of all boards but one that is named."""
     found: dict[str, KernelFit] = {}
-    for operation in FORMS:
-        boards = _read_boards(folder, operation, shares, form=FORMS[operation])
+    for operation, form in FORMS.items():
+        boards = _read_boards(folder, operation, shares, form=form)
         known = [kernels for name, kernels in boards.items() if name != without]
-        found[operation] = fit_kernels(known, FORMS[operation])
+        found[operation] = fit_kernels(known, form)
     return found

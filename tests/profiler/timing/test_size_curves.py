@@ -42,7 +42,7 @@ def test_the_tiles_of_a_product_by_hand():
 
 
 RATES = KernelRates(
-    half_flops=1e14, single_flops=1e13, bytes_per_second=1e12, multiprocessors=1,
+    half_flops=1e14, single_flops=1e13, boost_flops=1e13, bytes_per_second=1e12, multiprocessors=1,
     coefficients={
         name: {"flops": 1.0, "bytes": 1.0}
         for name in (
