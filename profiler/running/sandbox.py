@@ -25,6 +25,7 @@ import msgspec
 
 from profiler.device_rules.caching_allocator import configure
 from profiler.errors import DeviceError, InputError, MeasurementError, OutOfMemoryError, UsageError
+from profiler.running.denormals import flush_denormals
 from profiler.running.emulated.gpu import is_emulated
 from profiler.running.memory_caps import is_out_of_memory, keep_freed_memory
 from profiler.running.messages import (
@@ -200,6 +201,7 @@ def _serve() -> None:
     end_with_parent(int(sys.argv[1]))
     collect_rarely()
     keep_freed_memory()
+    flush_denormals()
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # Libraries print to stdout, which would break the stream of messages.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -36,6 +36,7 @@ from profiler.environment import processor_name
 from profiler.placement import Decision, Placement
 from profiler.prediction.report import step_load
 from profiler.replay.step_replay import KernelMemory, ReplayOptions, replay_step
+from profiler.running.denormals import flush_denormals
 from profiler.running.measurement import build_step
 from profiler.running.memory_caps import keep_freed_memory
 from profiler.timing.corrections import LoadedRun, fit_correction
@@ -119,7 +120,8 @@ def predicted(candidate: Candidate) -> list[float]:
 def run(minutes: float) -> None:
     """Run cells until the time is over; a cell's second reading comes a few cells later."""
     torch.set_num_threads(1)
-    keep_freed_memory()  # as in a training
+    keep_freed_memory()  # both as in a training
+    flush_denormals()
     torch.manual_seed(0)
     end = time.monotonic() + 60 * minutes
     done = {row["cell"] for row in ROWS.read() if row["processor"] == processor_name()}

@@ -28,6 +28,11 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parents[2])]))
 
 
+@pytest.mark.parametrize("values", [1, 1 << 22])
+def test_denormal_values_are_zero_on_each_thread_of_a_run(values: int) -> None:
+    assert run_here(children.smallest_products, Number(number=values), Seen).number == 0
+
+
 def test_result_and_progress_come_from_another_process() -> None:
     seen: list[tuple[str, float]] = []
     result = run_here(
