@@ -23,9 +23,10 @@ import coefficients_file
 import numpy as np
 from fit import errors_of
 from kernels import BOARDS, RELATIVES, Board, fitted_products, reference_share
-from power import CARDS, operations_of
+from power import CARDS, Card, operations_of
 
 from profiler.timing.kernel_rates import KernelRates, kernel_file
+from profiler.timing.kernel_terms import FIRST_PRODUCT, SECOND_PRODUCT, kernel_terms
 from profiler.timing.size_curves import SizeCurves
 
 NETWORK, IMAGES = "resnet50", 1_281_167
@@ -49,7 +50,8 @@ def whole_step_errors(folder: Path, shares: Mapping[str, float]) -> dict[str, An
     """
     cards: dict[str, Any] = {}
     pairs: list[tuple[float, float]] = []
-    for name in CARDS:
+    least: list[tuple[float, float]] = []
+    for name, card in CARDS.items():
         rates = _rates(folder, name, shares)
         cells = {
             batch: (measured, _predicted(rates, batch))
@@ -57,6 +59,11 @@ def whole_step_errors(folder: Path, shares: Mapping[str, float]) -> dict[str, An
         }
         large = [pair for batch, pair in cells.items() if batch >= LEAST_BATCH]
         pairs += large
+        least += [
+            (measured, _roofline(card, batch))
+            for batch, (measured, _) in cells.items()
+            if batch >= LEAST_BATCH
+        ]
         cards[name] = {
             "milliseconds": {
                 str(batch): [round(1e3 * seconds, 1) for seconds in pair]
@@ -65,7 +72,11 @@ def whole_step_errors(folder: Path, shares: Mapping[str, float]) -> dict[str, An
             f"batch_{LEAST_BATCH}_and_more": _errors(large),
             "smaller": _errors([p for batch, p in cells.items() if batch < LEAST_BATCH]),
         }
-    return {"cards": cards, f"batch_{LEAST_BATCH}_and_more": _errors(pairs)}
+    return {
+        "cards": cards,
+        f"batch_{LEAST_BATCH}_and_more": _errors(pairs),
+        "roofline": _errors(least),
+    }
 
 
 def _errors(pairs: list[tuple[float, float]]) -> dict[str, float]:
@@ -121,3 +132,20 @@ def _predicted(rates: KernelRates, batch: int) -> float:
     parts = rates.parts(names, index, dims=dims, moved_bytes=moved, launches=launches)
     optimizer = OPTIMIZER_PASSES * 4 * PARAMETERS / rates.bytes_per_second
     return float(parts.sum()) + optimizer
+
+
+def _roofline(card: Card, batch: int) -> float:
+    """Return the seconds of a step by the data sheet: of each kernel the longer of its two times."""
+    kernels, _, (dims, moved, launches) = operations_of(NETWORK, batch)
+    names, index = np.unique(kernels, return_inverse=True)
+    terms = kernel_terms(
+        list(map(str, names)),
+        index,
+        dims=dims,
+        moved_bytes=moved,
+        launches=launches,
+        multiprocessors=card.blocks,
+    )
+    flops = terms[:, FIRST_PRODUCT.start] + terms[:, SECOND_PRODUCT.start]
+    optimizer = OPTIMIZER_PASSES * 4 * PARAMETERS / card.bandwidth
+    return float(np.maximum(flops / card.flops, moved / card.bandwidth).sum()) + optimizer
