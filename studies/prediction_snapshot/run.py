@@ -56,7 +56,10 @@ def answer(arguments: list[str]) -> dict[str, Any]:
 def _without(value: Any, *, times: bool) -> Any:
     dropped = {"seconds", "created", "provenance", "training_free"}
     if times:
-        dropped |= {"step_seconds", "energy_joules", "forward_seconds", "recompute_seconds"}
+        dropped |= {
+            "step_seconds", "step_seconds_interval", "energy_joules", "energy_joules_interval",
+            "forward_seconds", "recompute_seconds",
+        }  # fmt: skip
     if isinstance(value, dict):
         return {k: _without(v, times=times) for k, v in value.items() if k not in dropped}
     if isinstance(value, list):
