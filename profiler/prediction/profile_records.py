@@ -122,7 +122,9 @@ class Work:
             self.flops @ point,
             self.moved_bytes @ point,
             launches=self.launches,
-            slowness=roofline.slowness_of(self.kinds.tolist())[self.kind],
+            slowness=roofline.slowness_of(
+                self.kinds.tolist(), self.kind, is_refill=self.phase == Phase.RECOMPUTE
+            ),
         )
         added = roofline.python_seconds(self.begins_refill, self.intercepted)
         return roofline.corrected(loads_of_bounds(bounds, self.launches, added_seconds=added))

@@ -33,6 +33,7 @@ class OperationTimer(Protocol):
         *,
         flops: int,
         moved_bytes: int,
+        phase: Phase,
     ) -> None:
         """Time one operation on real tensors of the same shapes as the given fake ones.
 
@@ -43,6 +44,7 @@ class OperationTimer(Protocol):
             kwargs: keyword arguments.
             flops: FLOPs of the operation.
             moved_bytes: bytes read and written.
+            phase: the phase it runs in.
         """
 
 
@@ -124,7 +126,13 @@ class OperationCounter:
         intercepted = self._forward.pop(unit, 0) if begins_refill else 0
         if self._timer is not None:
             self._timer.time(
-                record.kind, func, args, kwargs, flops=record.flops, moved_bytes=record.moved_bytes
+                record.kind,
+                func,
+                args,
+                kwargs,
+                flops=record.flops,
+                moved_bytes=record.moved_bytes,
+                phase=phase,
             )
         self.records.append(
             record._replace(

@@ -7,7 +7,9 @@ and a large matrix product less than the timed one. So each kind gets a correcti
 1. time a matrix product, a copy and the Python code of an operation (``plain_cpu_rates``);
 2. replay a step at a near batch, with a timer in the recorder. The timer runs each distinct
    operation (function, shapes, dtypes, strides) on real zeros, alone and on cold caches;
-3. for each kind, slowness = measured seconds / roofline seconds, summed over its operations;
+3. for each kind, slowness = measured seconds / roofline seconds, summed over its operations. The
+   operations of a forward are timed on warm caches too: recomputation finds the memory that the
+   backward before it has freed and its own results, and nothing is displaced in between;
 4. run AdamW on some of the parameters: its operations run one after the other on the same tensors,
    which stay in the cache, so the optimizer has a slowness of its own. Neither autograd nor a
    module calls them, so their least time is shorter, too; it is that of AdamW on scalars;
@@ -101,11 +103,13 @@ class TimedKinds:
             Python code for an operation in it.
         kinds: [kinds] kinds of operation.
         slowness: [kinds] measured over roofline seconds.
+        refill_slowness: [kinds] the same of recomputed operations.
     """
 
     base: Floats
     kinds: npt.NDArray[np.str_]
     slowness: Floats
+    refill_slowness: Floats
 
 
 def cpu_rates(workload: Workload) -> Rates:
@@ -128,7 +132,7 @@ def _nearest(timed: tuple[int, ...], size: int) -> int:
 
 @cache
 def _stored(family: Workload, threads: int) -> Rates:
-    key = ("cpu rates, launches of the update", family.to_json(), threads, processor_name())
+    key = ("cpu rates, recomputation on warm caches", family.to_json(), threads, processor_name())
     timed = _fetch_steady(Store.default(), key, lambda: _time_kinds(family))
     spread = cpu_spread("training step", threads=threads, precision=family.precision)
     return _rates_of(timed, spread=spread)
@@ -154,7 +158,7 @@ def cpu_inference_rates(
         return _timed_kinds(base, timer, recompute_python=0.0, update=base)
 
     whole = (
-        "cpu rates of an inference, without an update",
+        "cpu rates of an inference",
         *key,
         torch.get_num_threads(),
         processor_name(),
@@ -180,6 +184,9 @@ def _rates_of(timed: TimedKinds, *, spread: Spread) -> Rates:
         source="each kind of operation timed on this processor",
         launch_seconds=launch,
         slowness=dict(zip(timed.kinds.tolist(), timed.slowness.tolist(), strict=True)),
+        refill_slowness=dict(
+            zip(timed.kinds.tolist(), timed.refill_slowness.tolist(), strict=True)
+        ),
         recompute_python_seconds=recompute_python,
         update_slowness=update,
         update_launch_seconds=update_launch,
@@ -217,7 +224,7 @@ def _time_kinds(family: Workload) -> TimedKinds:
     placement = Placement(decisions=dict.fromkeys(units, Decision.DROP_CHEAP))
     candidate = Candidate(workload=family, placement=placement)
     base = plain_cpu_rates()
-    timer = KindTimer(base)
+    timer = KindTimer(base, times_refills=True)
     # All units run: each operation counts towards its kind as often as a step runs it.
     options = ReplayOptions(optimizer=False, kernel_memory=KernelMemory.NONE)
     log = replay_step(candidate, device=CPU, options=options, timer=timer)
@@ -233,7 +240,7 @@ def _time_kinds(family: Workload) -> TimedKinds:
 def _timed_kinds(
     base: Rates, timer: KindTimer, *, recompute_python: float, update: Rates
 ) -> TimedKinds:
-    found = timer.slowness()
+    found, again = timer.slowness(), timer.refill_slowness()
     rates = [
         base.flops_per_second, base.bytes_per_second, base.launch_seconds, recompute_python,
         update.other_slowness, update.launch_seconds,
@@ -242,6 +249,7 @@ def _timed_kinds(
         base=np.array(rates),
         kinds=np.array(list(found), dtype=np.str_),
         slowness=np.array(list(found.values()), dtype=np.float64),
+        refill_slowness=np.array([again.get(kind, slow) for kind, slow in found.items()]),
     )
 
 
@@ -367,8 +375,9 @@ def _flushed() -> torch.Tensor:
     return torch.zeros(_FLUSHED_VALUES)
 
 
-_SECONDS: dict[tuple[int, str], float] = {}
-"""Seconds of operations by threads and signature, shared by all timers of the process."""
+_SECONDS: dict[tuple[int, bool, str], float] = {}
+"""Seconds of operations by threads, whether the caches are cold, and signature. All timers of the
+process share them."""
 
 
 class KindTimer:
@@ -376,12 +385,15 @@ class KindTimer:
 
     Args:
         base: plain rates; the roofline with these rates gives the expected seconds.
+        times_refills: whether operations of the forward and of recomputation are timed on warm
+            caches too.
     """
 
-    def __init__(self, base: Rates) -> None:
+    def __init__(self, base: Rates, *, times_refills: bool = False) -> None:
         self._base = base
-        self._seconds: dict[str, float] = {}
+        self._times_refills = times_refills
         self._sums: dict[str, tuple[float, float]] = {}
+        self._refill_sums: dict[str, tuple[float, float]] = {}
 
     def time(
         self,
@@ -392,6 +404,7 @@ class KindTimer:
         *,
         flops: int,
         moved_bytes: int,
+        phase: Phase,
     ) -> None:
         """Add an operation's seconds to its kind; run it if it was not seen before.
 
@@ -402,23 +415,41 @@ class KindTimer:
             kwargs: keyword arguments.
             flops: FLOPs of the operation.
             moved_bytes: bytes read and written.
+            phase: the phase it runs in.
         """
-        key = f"{func} {tree_map(argument_signature, (args, kwargs))}"
-        if key not in self._seconds:
-            shared = torch.get_num_threads(), key
-            if shared not in _SECONDS:
-                is_cached = _SMALLEST_COLD <= moved_bytes <= _LARGEST_COLD
-                _SECONDS[shared] = _run_on_zeros(func, args, kwargs, is_cached=is_cached)
-            self._seconds[key] = _SECONDS[shared]
-        seconds = self._seconds[key]
+        is_cold = _SMALLEST_COLD <= moved_bytes <= _LARGEST_COLD
+        call = func, args, kwargs
+        roofline = float(self._base.seconds(flops, moved_bytes))
+        self._add(self._sums, kind, _seconds_of(*call, is_cold=is_cold), roofline)
+        if self._times_refills and phase in {Phase.FORWARD, Phase.RECOMPUTE}:
+            self._add(self._refill_sums, kind, _seconds_of(*call, is_cold=False), roofline)
+
+    def _add(
+        self, sums: dict[str, tuple[float, float]], kind: str, seconds: float, roofline: float
+    ) -> None:
         if seconds > _LAUNCHES_TO_COUNT * self._base.launch_seconds:
-            measured, expected = self._sums.get(kind, (0.0, 0.0))
-            roofline = float(self._base.seconds(flops, moved_bytes))
-            self._sums[kind] = measured + seconds, expected + roofline
+            measured, expected = sums.get(kind, (0.0, 0.0))
+            sums[kind] = measured + seconds, expected + roofline
 
     def slowness(self) -> dict[str, float]:
         """Return measured over roofline seconds, by kind."""
         return {kind: measured / expected for kind, (measured, expected) in self._sums.items()}
+
+    def refill_slowness(self) -> dict[str, float]:
+        """Return the same of recomputed operations, by kind."""
+        sums = self._refill_sums.items()
+        return {kind: measured / expected for kind, (measured, expected) in sums}
+
+
+def _seconds_of(
+    func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object], *, is_cold: bool
+) -> float:
+    """Return the seconds of an operation, which runs if the process has not seen it."""
+    signature = f"{func} {tree_map(argument_signature, (args, kwargs))}"
+    key = torch.get_num_threads(), is_cold, signature
+    if key not in _SECONDS:
+        _SECONDS[key] = _run_on_zeros(func, args, kwargs, is_cold=is_cold)
+    return _SECONDS[key]
 
 
 def _run_on_zeros(
@@ -426,7 +457,7 @@ def _run_on_zeros(
     args: tuple[object, ...],
     kwargs: Mapping[str, object],
     *,
-    is_cached: bool,
+    is_cold: bool,
 ) -> float:
     """Return the seconds of an operation on zeros; 0 if it cannot run on them.
 
@@ -434,9 +465,9 @@ def _run_on_zeros(
         func: the operation.
         args: positional arguments, fake tensors among them.
         kwargs: keyword arguments.
-        is_cached: whether caches would hold its tensors from one run to the next.
+        is_cold: whether to empty the caches before each run, which would hold its tensors.
     """
-    fastest_seconds = _fastest_cold_seconds if is_cached else _fastest_seconds
+    fastest_seconds = _fastest_cold_seconds if is_cold else _fastest_seconds
     if not can_run_on_zeros(func, args, kwargs):
         return 0.0
     with unset_fake_temporarily(), torch.no_grad():

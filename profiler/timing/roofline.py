@@ -25,9 +25,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from profiler.arrays import Floats
+from profiler.arrays import Floats, Ints, Mask
 from profiler.records import Origin, Spread
-from profiler.replay.event_log import OperationRecord
+from profiler.replay.event_log import OperationRecord, Phase
 from profiler.timing.corrections import corrected_loads
 from profiler.timing.kernel_rates import KernelRates
 from profiler.timing.power import PowerModel
@@ -60,6 +60,8 @@ class Rates:
         launch_seconds: least seconds of an operation, however small.
         slowness: measured over roofline seconds, by kind of operation.
         other_slowness: the same of kinds that ``slowness`` lacks.
+        refill_slowness: the same of recomputed operations, which find their tensors in the cache;
+            a kind that it lacks is as slow as elsewhere.
         update_slowness: the same of the optimizer's operations.
         update_launch_seconds: least seconds of an operation of the optimizer, without modules and
             autograd; None for ``launch_seconds``.
@@ -84,6 +86,7 @@ class Rates:
     launch_seconds: float = 0.0
     slowness: Mapping[str, float] = field(default_factory=dict)
     other_slowness: float = 1.0
+    refill_slowness: Mapping[str, float] = field(default_factory=dict)
     update_slowness: float = 1.0
     update_launch_seconds: float | None = None
     recompute_python_seconds: float = 0.0
@@ -140,9 +143,21 @@ class Rates:
         found: Floats = counted * self.recompute_python_seconds
         return found
 
-    def slowness_of(self, kinds: Sequence[str]) -> Floats:
-        """Return [kinds] slowness of each kind."""
-        return np.array([self.slowness.get(kind, self.other_slowness) for kind in kinds])
+    def slowness_of(self, kinds: Sequence[str], index: Ints, *, is_refill: Mask) -> Floats:
+        """Return [operations] slowness.
+
+        Args:
+            kinds: [kinds] names of kinds.
+            index: [operations] position of each operation's kind.
+            is_refill: [operations] whether the operation is recomputed.
+        """
+        elsewhere = np.array([self.slowness.get(kind, self.other_slowness) for kind in kinds])
+        found: Floats = elsewhere[index]
+        if self.refill_slowness and is_refill.any():
+            pairs = zip(kinds, elsewhere.tolist(), strict=True)
+            again = np.array([self.refill_slowness.get(kind, slow) for kind, slow in pairs])
+            found = np.where(is_refill, again[index], found)
+        return found
 
     def for_update(self) -> Rates:
         """Return the rates of the optimizer's operations."""
@@ -151,6 +166,7 @@ class Rates:
             self,
             launch_seconds=self.launch_seconds if launch is None else launch,
             slowness={},
+            refill_slowness={},
             other_slowness=self.update_slowness,
         )
 
@@ -177,7 +193,11 @@ class Rates:
             [op.flops for op in records],
             moved_bytes,
             launches=launches,
-            slowness=self.slowness_of([op.kind for op in records]),
+            slowness=self.slowness_of(
+                [op.kind for op in records],
+                np.arange(len(records)),
+                is_refill=np.array([op.phase is Phase.RECOMPUTE for op in records], dtype=bool),
+            ),
         )
         added = self.python_seconds(
             [op.begins_refill for op in records], [op.intercepted for op in records]

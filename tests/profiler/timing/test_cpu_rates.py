@@ -65,10 +65,33 @@ def test_an_operation_is_run_once_for_each_shape_and_counted_every_time(monkeypa
     with FakeTensorMode():
         one, two = torch.empty(1, 3), torch.empty(2, 3)
     for tensor, moved in ((one, 1000), (two, 3000), (two, 3000)):
-        timer.time("sleep", sleeping, (tensor,), {}, flops=0, moved_bytes=moved)
+        timer.time(
+            "sleep", sleeping, (tensor,), {}, flops=0, moved_bytes=moved, phase=Phase.FORWARD
+        )
     assert len(calls) == 2 * (1 + 3)
     # 10 + 20 + 20 ms asleep, where 1 + 3 + 3 ms were expected of the copies
     assert 50 / 7 <= timer.slowness()["sleep"] < 3 * 50 / 7
+
+
+def test_recomputed_operations_are_timed_on_warm_caches(monkeypatch):
+    monkeypatch.setattr(cpu_rates, "_fastest_cold_seconds", lambda run: 8e-3)
+    monkeypatch.setattr(cpu_rates, "_fastest_seconds", lambda run: 2e-3)
+    monkeypatch.setattr(cpu_rates, "_SECONDS", {})
+    timer = KindTimer(PLAIN, times_refills=True)
+    with FakeTensorMode():
+        x = torch.empty(1 << 18)
+    moved = 2 * 4 << 18
+    for kind, phase in (
+        ("aten::relu", Phase.FORWARD),
+        ("aten::relu", Phase.RECOMPUTE),
+        ("aten::neg", Phase.BACKWARD),
+    ):
+        relu = torch.ops.aten.relu.default
+        timer.time(kind, relu, (x,), {}, flops=0, moved_bytes=moved, phase=phase)
+    expected = float(PLAIN.seconds(0, moved))
+    cold, warm = 8e-3 / expected, 2e-3 / expected
+    assert timer.slowness() == pytest.approx({"aten::relu": cold, "aten::neg": cold})
+    assert timer.refill_slowness() == pytest.approx({"aten::relu": warm})
 
 
 def test_an_operation_without_zeros_or_as_short_as_a_launch_does_not_count():
@@ -77,7 +100,8 @@ def test_an_operation_without_zeros_or_as_short_as_a_launch_does_not_count():
 
     timer = KindTimer(PLAIN)
     small = torch.empty(1)
-    timer.time("refuses", refuses, (small,), {}, flops=0, moved_bytes=8)
+    phase = Phase.FORWARD
+    timer.time("refuses", refuses, (small,), {}, flops=0, moved_bytes=8, phase=phase)
     slow_launch = KindTimer(
         Rates(
             flops_per_second=1e9,
@@ -87,7 +111,7 @@ def test_an_operation_without_zeros_or_as_short_as_a_launch_does_not_count():
             launch_seconds=10.0,
         )
     )
-    slow_launch.time("add", torch.add, (small, small), {}, flops=0, moved_bytes=12)
+    slow_launch.time("add", torch.add, (small, small), {}, flops=0, moved_bytes=12, phase=phase)
     assert timer.slowness() == {}
     assert slow_launch.slowness() == {}
 
@@ -166,7 +190,7 @@ def test_all_operations_of_equal_units_count_towards_their_kinds(monkeypatch):
     counted: Counter[str] = Counter()
 
     class CountingTimer(KindTimer):
-        def time(self, kind, func, args, kwargs, *, flops, moved_bytes):
+        def time(self, kind, func, args, kwargs, *, flops, moved_bytes, phase):
             counted[kind] += 1
 
     monkeypatch.setattr(cpu_rates, "KindTimer", CountingTimer)
@@ -190,7 +214,12 @@ def test_timings_that_disagree_are_those_of_a_busy_machine():
 @pytest.mark.usefixtures("_own_rates")
 def test_timings_of_a_busy_machine_are_not_stored(monkeypatch, tmp_path):
     base = np.array([1e9, 1e6, 1e-6, 1e-6, 1.0, 1e-6])
-    timed = cpu_rates.TimedKinds(base=base, kinds=np.array(["add"]), slowness=np.array([2.0]))
+    timed = cpu_rates.TimedKinds(
+        base=base,
+        kinds=np.array(["add"]),
+        slowness=np.array([2.0]),
+        refill_slowness=np.array([1.5]),
+    )
     after = iter([(1e9, 2e6), (1e9, 1e6)])
     monkeypatch.setattr(cpu_rates, "time_product_and_copy", lambda: next(after))
     monkeypatch.setattr(cpu_rates, "_time_kinds", lambda family: timed)
@@ -221,7 +250,7 @@ def test_composed_and_replayed_times_use_the_same_rates(option):
     by_hand = sum(
         max(
             max(op.flops / rates.flops_per_second, op.moved_bytes / rates.bytes_per_second)
-            * rates.slowness.get(op.kind, 1.0),
+            * rates.refill_slowness.get(op.kind, 1.0),
             rates.launch_seconds,
         )
         + (op.begins_refill + op.intercepted) * rates.recompute_python_seconds

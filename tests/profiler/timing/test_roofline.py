@@ -15,8 +15,10 @@ RATES = Rates(
     source="made up",
     launch_seconds=1e-6,
     slowness={"slow": 3.0},
+    refill_slowness={"slow": 2.0},
     recompute_python_seconds=1e-3,
 )
+ONE = np.zeros(1, dtype=np.int64)
 #  FLOPs, bytes, launches, kind, seconds
 OPERATIONS = [
     (2e9, 1e6, 1, "matmul", 2e-3),  # bound by arithmetic
@@ -29,7 +31,7 @@ OPERATIONS = [
 
 @pytest.mark.parametrize(("flops", "moved", "launches", "kind", "seconds"), OPERATIONS)
 def test_an_operation_takes_its_longest_bound(flops, moved, launches, kind, seconds):
-    (slowness,) = RATES.slowness_of([kind])
+    (slowness,) = RATES.slowness_of([kind], ONE, is_refill=ONE > 0)
     bounds = RATES.bounds(flops, moved, launches=launches, slowness=slowness)
     assert bounds.shape == (3,)
     assert bounds.max() == pytest.approx(seconds, rel=1e-12)
@@ -40,12 +42,12 @@ def test_an_operation_takes_its_longest_bound(flops, moved, launches, kind, seco
 
 def test_records_and_arrays_have_the_same_seconds():
     flops, moved, launches, kinds, seconds = zip(*OPERATIONS, strict=True)
-    slowness = RATES.slowness_of(kinds)
+    slowness = RATES.slowness_of(kinds, np.arange(5), is_refill=np.zeros(5, dtype=bool))
     each = RATES.bounds(flops, moved, launches=launches, slowness=slowness).max(axis=0)
     np.testing.assert_allclose(each, seconds, rtol=1e-12)
     records = [
         OperationRecord(
-            phase=Phase.RECOMPUTE,
+            phase=Phase.BACKWARD,
             unit=0,
             flops=int(f),
             moved_bytes=int(m),
@@ -58,3 +60,18 @@ def test_records_and_arrays_have_the_same_seconds():
     ]
     assert RATES.total_seconds(records) == pytest.approx(sum(seconds) + 5e-3, rel=1e-12)
     assert RATES.total_seconds([]) == 0.0
+
+
+def test_a_recomputed_operation_has_a_slowness_of_its_own():
+    def record(phase: Phase, kind: str) -> OperationRecord:
+        return OperationRecord(phase=phase, unit=0, flops=0, moved_bytes=int(5e7), kind=kind)
+
+    seconds = [
+        RATES.total_seconds([record(phase, kind)])
+        for phase, kind in (
+            (Phase.FORWARD, "slow"),
+            (Phase.RECOMPUTE, "slow"),
+            (Phase.RECOMPUTE, "copy"),
+        )
+    ]
+    assert seconds == pytest.approx([1.5e-2, 1e-2, 5e-3], rel=1e-12)
