@@ -132,7 +132,7 @@ def _nearest(timed: tuple[int, ...], size: int) -> int:
 
 @cache
 def _stored(family: Workload, threads: int) -> Rates:
-    key = ("cpu rates, recomputation on warm caches", family.to_json(), threads, processor_name())
+    key = ("cpu rates, recomputation in real steps", family.to_json(), threads, processor_name())
     timed = _fetch_steady(Store.default(), key, lambda: _time_kinds(family))
     spread = cpu_spread("training step", threads=threads, precision=family.precision)
     return _rates_of(timed, spread=spread)

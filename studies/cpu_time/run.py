@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import random
 import sys
@@ -52,6 +53,12 @@ METHODS = ("full", "lora", "bitfit")
 BATCHES = (1, 4, 8)
 PLACEMENTS = (Decision.KEEP, Decision.RECOMPUTE, Decision.DROP_CHEAP)
 LARGEST_DIFFERENCE = 0.1
+
+Waiting = tuple[Candidate, list[float], float, list[list[float]]]
+"""A cell whose second reading is to come: predicted load, Python's part, first reading."""
+
+PYTHON_FACTORS = np.arange(0.5, 2.01, 0.01)
+"""Factors on Python's part of recomputation, of which the best one is chosen without a backbone."""
 
 
 def cells() -> list[Candidate]:
@@ -108,13 +115,19 @@ def measured(candidate: Candidate, steps: int = 3) -> list[list[float]]:
     return seconds
 
 
-def predicted(candidate: Candidate) -> list[float]:
-    """Return the load of a step, with rates that this process timed."""
+def predicted(candidate: Candidate) -> tuple[list[float], float]:
+    """Return the load of a step, with rates that this process timed, and Python's part of it.
+
+    Python's part is that of recomputation.
+    """
     options = ReplayOptions(kernel_memory=KernelMemory.NONE)
     log = replay_step(candidate, device=CPU, options=options)
     found = rates(CPU, candidate.workload, corrected=False)
     assert found is not None
-    return step_load(log, found, candidate.workload).tolist()
+    python = found.python_seconds(
+        [op.begins_refill for op in log.operations], [op.intercepted for op in log.operations]
+    )
+    return step_load(log, found, candidate.workload).tolist(), float(python.sum())
 
 
 def run(minutes: float) -> None:
@@ -125,19 +138,19 @@ def run(minutes: float) -> None:
     torch.manual_seed(0)
     end = time.monotonic() + 60 * minutes
     done = {row["cell"] for row in ROWS.read() if row["processor"] == processor_name()}
-    waiting: list[tuple[Candidate, list[float], list[list[float]]]] = []
+    waiting: list[Waiting] = []
     for candidate in [c for c in cells() if name_of(c) not in done]:
         if time.monotonic() > end:
             break
-        waiting.append((candidate, predicted(candidate), measured(candidate)))
+        waiting.append((candidate, *predicted(candidate), measured(candidate)))
         if len(waiting) == len(BACKBONES):
             _second(waiting)
             waiting = []
     _second(waiting)
 
 
-def _second(waiting: list[tuple[Candidate, list[float], list[list[float]]]]) -> None:
-    for candidate, load, first in waiting:
+def _second(waiting: list[Waiting]) -> None:
+    for candidate, load, python, first in waiting:
         second = measured(candidate)
         ROWS.append(
             {
@@ -145,6 +158,7 @@ def _second(waiting: list[tuple[Candidate, list[float], list[list[float]]]]) -> 
                 "model": candidate.workload.model,
                 "method": candidate.workload.method,
                 "load": load,
+                "python_seconds": python,
                 "first_seconds": min(first[0]),
                 "second_seconds": min(second[0]),
                 "pairs": _pairs(first) + _pairs(second),
@@ -234,7 +248,7 @@ def _overheads(kept: list[dict[str, Any]]) -> dict[str, Any]:
     The measured one is the median over pairs of neighbouring steps.
     """
     by_cell = {row["cell"]: row for row in kept}
-    points, halves = [], []
+    measured, found, python, models, halves = [], [], [], [], []
     for name, row in by_cell.items():
         plain = by_cell.get(f"{name.rpartition(' ')[0]} keep")
         if name.endswith(" keep") or plain is None:
@@ -242,16 +256,41 @@ def _overheads(kept: list[dict[str, Any]]) -> dict[str, Any]:
         ratios = [with_it / without for with_it, without in row["pairs"]]
         half = len(ratios) // 2
         halves.append(100 * (np.median(ratios[:half]) - np.median(ratios[half:])))
-        points.append(100 * (row["load"][0] / plain["load"][0] - np.median(ratios)))
+        measured.append(100 * (np.median(ratios) - 1))
+        found.append(100 * (row["load"][0] / plain["load"][0] - 1))
+        python.append(100 * row.get("python_seconds", math.nan) / plain["load"][0])
+        models.append(row["model"])
+    points = np.array(found) - np.array(measured)
+    values: dict[str, Any] = {"cells": len(points)} | _points(points)
+    values["two_readings_differ_points"] = round(float(np.median(np.abs(halves))), 2)
+    if np.isfinite(python).all():
+        values["python"] = _python_factors(points, np.array(python), np.array(models))
+    return values
+
+
+def _points(points: np.ndarray) -> dict[str, float]:
     return {
-        "cells": len(points),
-        "median_points": round(float(np.median(np.abs(points))), 2) if points else None,
-        "largest_points": round(float(np.max(np.abs(points))), 2) if points else None,
-        "bias_points": round(float(np.median(points)), 2) if points else None,
-        "two_readings_differ_points": round(float(np.median(np.abs(halves))), 2)
-        if halves
-        else None,
+        "median_points": round(float(np.median(np.abs(points))), 2),
+        "largest_points": round(float(np.max(np.abs(points))), 2),
+        "bias_points": round(float(np.median(points)), 2),
     }
+
+
+def _python_factors(points: np.ndarray, python: np.ndarray, models: np.ndarray) -> dict[str, Any]:
+    """Return the best factor on Python's part, and the errors with each backbone left out of it."""
+
+    def best(of: np.ndarray) -> float:
+        errors = [
+            float(np.mean(np.abs(points + (factor - 1) * python)[of])) for factor in PYTHON_FACTORS
+        ]
+        return float(PYTHON_FACTORS[int(np.argmin(errors))])
+
+    left_out = points.copy()
+    for model in np.unique(models):
+        out = models == model
+        left_out[out] += (best(~out) - 1) * python[out]
+    everything = np.ones(len(points), dtype=bool)
+    return {"best_factor": round(best(everything), 2), "backbone_left_out": _points(left_out)}
 
 
 def main() -> None:

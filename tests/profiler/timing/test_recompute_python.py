@@ -10,7 +10,11 @@ import torch
 
 from profiler.placement import Decision
 from profiler.timing import recompute_python
-from profiler.timing.recompute_python import FOOTPRINTS, recompute_python_seconds
+from profiler.timing.recompute_python import (
+    FOOTPRINTS,
+    IN_REAL_STEPS,
+    recompute_python_seconds,
+)
 
 BLOCKS = {
     recompute_python._AttentionBlock: (1, 4, 8),
@@ -64,7 +68,8 @@ def test_the_cost_is_the_average_over_the_operations_less_counted_launches(monke
     monkeypatch.setattr(recompute_python, "_timed_costs", lambda clock, threads: (costs, 0.5))
 
     def cost(*moved: int) -> float:
-        return recompute_python_seconds(moved, clock=time.perf_counter, launch_seconds=4e-6)
+        found = recompute_python_seconds(moved, clock=time.perf_counter, launch_seconds=4e-6)
+        return found / IN_REAL_STEPS
 
     assert cost() == 0.0
     assert cost(FOOTPRINTS[1]) == pytest.approx(2e-5 - 2e-6)
