@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -180,6 +180,7 @@ def train(
     from planner.training.resolve_recipe import RecipeChanges
     from planner.training.run_options import RunOptions
     from planner.training.training_run import train as run
+    from profiler.running.denormals import flushed_denormals
 
     check_loggers(log)
     output = default_folder(plan) if out is None else Path(out)
@@ -195,6 +196,7 @@ def train(
         pretrained=pretrained,
     )
     with (
+        flushed_denormals() if chosen == "cpu" else nullcontext(),
         _interrupts_noted(output),
         training_folder(output, plan=placed, is_resumed=resume),
         opened_loggers(log, placed, output) as record,

@@ -201,7 +201,6 @@ def train(
     A plan without fine-tuning, of kind features, gets its linear probe fitted.
     """
     from planner.api.arguments import found_device
-    from profiler.running.denormals import flush_denormals
     from profiler.units import format_asked
 
     if api.is_without_tuning(plan):
@@ -223,7 +222,6 @@ def train(
     with progress_bar(progress, as_json=as_json) as notify:
         notify("train", "building the model", 0.0)
         if found_device(device) == "cpu":
-            flush_denormals()
             notify.message(
                 f"the plan's budget of {format_asked(planned.budget_bytes)} is not enforced on a "
                 "CPU, only on a GPU; `budgetplan validate` runs a few steps under it"

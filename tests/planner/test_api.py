@@ -135,6 +135,13 @@ def test_a_measurement_runs_on_this_machine_only() -> None:
         measure("test_vit", "head", device="gtx-1650", steps=1, **SMALL)
 
 
+def count_denormals() -> int:
+    """Return how many of four products of denormal values are not 0."""
+    import torch
+
+    return int((torch.full((4,), 1e-41) * 0.5).count_nonzero())
+
+
 def test_from_a_question_to_a_trained_model() -> None:
     import torch
 
@@ -160,7 +167,17 @@ def test_from_a_question_to_a_trained_model() -> None:
     checked = validate(plan, device="cpu", steps=2, out="checked.json", pretrained=False)
     assert isinstance(checked, Plan)
     assert load_plan("checked.json") == checked
-    result = train(file, device="cpu", steps=1, pretrained=False, seed=3)
+    denormals: list[int] = []
+    result = train(
+        file,
+        device="cpu",
+        steps=1,
+        pretrained=False,
+        seed=3,
+        on_progress=lambda _: denormals.append(count_denormals()),
+    )
+    assert set(denormals) == {0}
+    assert count_denormals() == 4
     assert result.output == Path("trained") / file.stem
     model = load_trained(result.output)
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
