@@ -21,10 +21,16 @@ characters that could steer a terminal are escaped.
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 from profiler.units import enough_bytes_as, format_asked
+
+OWN_PACKAGES = frozenset({"planner", "profiler"})
+"""Packages of this program."""
 
 LONGEST_MESSAGE = 300
 """Characters of an error or warning. A value from a damaged file can be megabytes long."""
@@ -107,6 +113,23 @@ class BudgetplanWarning(UserWarning):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable_line(str(message)))
+
+
+def warn_caller(message: str, category: type[BudgetplanWarning] = BudgetplanWarning) -> None:
+    """Warn at the line of the user's program that called this one.
+
+    It is the caller of the outermost function of this program on the stack. The innermost caller
+    from elsewhere, which ``skip_file_prefixes`` of ``warnings.warn`` would take (from Python 3.12),
+    can be a line of ``contextlib`` or torch between two functions of this program.
+    """
+    level = level_of_caller = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        level += 1
+        if frame.f_globals.get("__name__", "").partition(".")[0] in OWN_PACKAGES:
+            level_of_caller = level
+        frame = frame.f_back
+    warnings.warn(message, category, stacklevel=level_of_caller)
 
 
 class UsageError(BudgetplanError):

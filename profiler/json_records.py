@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Hashable, Mapping
 from functools import cache
 from typing import Annotated, Any, TypeAlias, TypeVar
@@ -29,7 +28,13 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, inspect
 
-from profiler.errors import BudgetplanError, BudgetplanWarning, InputError, printable_line
+from profiler.errors import (
+    BudgetplanError,
+    BudgetplanWarning,
+    InputError,
+    printable_line,
+    warn_caller,
+)
 
 JsonObject: TypeAlias = Mapping[str, Any]
 """A JSON object of free content: raw trials, the environment, provenance."""
@@ -174,7 +179,7 @@ def warn_of_dropped(dropped: list[str] | None, *, part: str) -> None:
     if dropped:
         more = f" and {len(dropped) - 3} more" if len(dropped) > 3 else ""
         message = f"fields of a newer version are ignored: {', '.join(dropped[:3])}{more}"
-        warnings.warn(one_line(part, message), NewerFileWarning, stacklevel=3)
+        warn_caller(one_line(part, message), NewerFileWarning)
 
 
 def unknown_field(path: str, dropped: list[str] | None) -> None:

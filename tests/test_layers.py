@@ -162,6 +162,12 @@ def test_a_heavy_package_is_imported_in_its_layers_only(heavy: str) -> None:
     assert {m for m in users if not m.startswith(allowed)} == set()
 
 
+def test_warnings_are_raised_in_one_place() -> None:
+    """There the line that they point at is found."""
+    users = {m for m, path in MODULES.items() if "warnings.warn" in path.read_text()}
+    assert users == {"profiler.errors"}
+
+
 def test_no_module_is_called_utils_or_shadows_the_standard_library() -> None:
     for path in SOURCES:
         assert path.stem not in {"utils", "util", "helpers", "common"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -16,7 +15,7 @@ from planner.api.arguments import (
     optional_size,
 )
 from planner.api.early_checks import check_input, check_names, check_workers
-from profiler.errors import BudgetplanWarning, UnknownNameError, UsageError
+from profiler.errors import UnknownNameError, UsageError, warn_caller
 
 if TYPE_CHECKING:
     from torch import nn
@@ -187,7 +186,7 @@ def train(
     placed, rule = _placed_by(content, checkpoint, vram=vram, threshold=threshold)
     chosen = found_device(device)
     if chosen == "cpu" and content.candidate.workload.precision == "fp16":
-        warnings.warn(FP16_TRAINING_ON_CPU, BudgetplanWarning, stacklevel=2)
+        warn_caller(FP16_TRAINING_ON_CPU)
     options = RunOptions(
         data=data or _data_of(content),
         steps=steps,

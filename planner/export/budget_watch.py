@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from planner.plan import Plan
-from profiler.errors import BudgetplanWarning
+from profiler.errors import warn_caller
 from profiler.units import format_bytes_as
 
 NEAR_THE_EDGE = 0.95
@@ -64,12 +63,10 @@ class BudgetWatch:
         if needed > NEAR_THE_EDGE * self._plan.budget_bytes:
             self._has_warned = True
             size = partial(format_bytes_as, asked=self._plan.budget_bytes)
-            warnings.warn(
+            warn_caller(
                 f"this training needs {size(needed)} of the plan's "
                 f"{size(self._plan.budget_bytes)}; {size(self._predicted)} were "
                 "predicted; a smaller micro-batch needs less",
-                BudgetplanWarning,
-                stacklevel=2,
             )
 
     def record(self) -> dict[str, Any]:

@@ -21,7 +21,13 @@ from planner.search.insert_trials import insert_trials
 from planner.search.problem import CONSTRAINT, COST_IMAGES, CostUnit, TrialResult
 from planner.search.space import Assignment, Space
 from planner.search.storage import storage_errors
-from profiler.errors import BudgetplanError, BudgetplanWarning, InputError, printable_line
+from profiler.errors import (
+    BudgetplanError,
+    BudgetplanWarning,
+    InputError,
+    printable_line,
+    warn_caller,
+)
 from profiler.json_records import ByteCount, JsonObject, NonNegativeFloat, read_record, shortened
 from profiler.units import DeviceBytes
 from profiler.workload import Candidate
@@ -140,21 +146,19 @@ class TrialRecords:
         study = shortened(self._study.study_name)
         reason = "not written by budgetplan, or changed since"
         if self._outdated:
-            warnings.warn(
+            warn_caller(
                 f"{self._outdated} of {trials} trials of study {study} are of other rates or "
                 "packages: another version, calibration or processor; their points are evaluated "
                 "again",
                 OutdatedTrialWarning,
-                stacklevel=4,
             )
         foreign = trials - self.count - self._outdated
         if trials and foreign == trials:
             raise InputError(f"all {trials} trials of study {study} are {reason}; use another one")
         if foreign:
-            warnings.warn(
+            warn_caller(
                 f"{foreign} of {trials} trials of study {study} are {reason}; they are ignored",
                 ForeignTrialWarning,
-                stacklevel=4,
             )
 
     def _checked_unit(self, unit: object) -> CostUnit | None:

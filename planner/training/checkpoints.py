@@ -13,7 +13,6 @@ only: they are resumed by the same path, and a warning says that its content was
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from planner.training.history import (
     WeightsFile,
 )
 from planner.training.session import Session
-from profiler.errors import BudgetplanWarning, InputError
+from profiler.errors import InputError, warn_caller
 from profiler.json_records import NonNegativeFloat, NonNegativeInt, json_object, read_record
 from profiler.models.backbones import split_entry
 from profiler.models.methods.save_load import load_trained_tensors, save_trained_tensors
@@ -248,11 +247,9 @@ def _comparable(
                 "this training was begun by a version that recorded the path of its weights, not "
                 f"their content; resume it with the weights at {was}"
             )
-        warnings.warn(
+        warn_caller(
             "this training was begun by a version that recorded the path of its weights, not "
             f"their content: whether {was} has changed since then is not known",
-            BudgetplanWarning,
-            stacklevel=2,
         )
         was = now
     elif isinstance(was, Mapping) and isinstance(now, Mapping):

@@ -14,7 +14,6 @@ closed with the others. MLflow and Weights & Biases are told whether the trainin
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -23,7 +22,7 @@ from typing import Any, Literal, Protocol
 
 from planner.plan import Plan
 from planner.training.history import TrainProgress
-from profiler.errors import BudgetplanWarning, InputError, UnknownNameError
+from profiler.errors import InputError, UnknownNameError, warn_caller
 
 LoggerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 
@@ -194,10 +193,8 @@ class GuardedLogger:
         except Exception as error:
             if not self._has_failed:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
-                warnings.warn(
+                warn_caller(
                     f"the logger {self._name} failed and gets nothing more: {lines[0]}",
-                    BudgetplanWarning,
-                    stacklevel=4,
                 )
             self._has_failed = True
 

@@ -7,14 +7,13 @@ planned_or_default    the plan's recipe, or the default one if that is for other
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from planner.plan import Plan
 from planner.recipe import LARGEST_EPOCHS, LARGEST_RATE, InitialWeights, Recipe
 from planner.training.choose_recipe import default_recipe, earlier_recipe, paper_recipe
-from profiler.errors import BudgetplanWarning, UsageError
+from profiler.errors import UsageError, warn_caller
 
 if TYPE_CHECKING:
     from planner.training.images.image_set import ImageData
@@ -79,11 +78,9 @@ def resolve_recipe(
         recipe = _default_for(workload, built, train_images=len(images.train), balance=balance)
     else:
         if recipe.weights != weights:
-            warnings.warn(
+            warn_caller(
                 f"the plan's recipe is for {recipe.weights} weights, but these are {weights} "
                 f"({built.weights.detail}): the default recipe for {weights} weights is used",
-                BudgetplanWarning,
-                stacklevel=2,
             )
         recipe = planned_or_default(recipe, workload, built, train_images=len(images.train))
     return _changed(recipe, changes)

@@ -11,12 +11,11 @@ later reads the limit of the other as the earlier one. If it also ends later, th
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from profiler.errors import BudgetplanWarning, DeviceError
+from profiler.errors import BudgetplanWarning, DeviceError, warn_caller
 
 
 class PowerLimitWarning(BudgetplanWarning):
@@ -51,11 +50,10 @@ def limited_power(gpu: LimitedGpu, watts: float) -> Iterator[None]:
             raise DeviceError("the present limit cannot be read, so it could not be restored")
         gpu.set_power_limit(watts)
     except DeviceError as error:
-        warnings.warn(
+        warn_caller(
             f"the planned power limit of {watts:g} W was not set ({error}); an administrator sets "
             f"it by `nvidia-smi -pl {watts:.0f}`. Time and energy are those of the present limit",
             PowerLimitWarning,
-            stacklevel=3,
         )
         yield
         return
@@ -66,9 +64,8 @@ def limited_power(gpu: LimitedGpu, watts: float) -> Iterator[None]:
         try:
             gpu.set_power_limit(before)
         except DeviceError as error:
-            warnings.warn(
+            warn_caller(
                 f"the power limit of {before:g} W was not restored ({error}), and the GPU has one "
                 f"of {watts:g} W; an administrator restores it by `nvidia-smi -pl {before:.0f}`",
                 PowerLimitWarning,
-                stacklevel=3,
             )

@@ -239,6 +239,7 @@ def test_a_newer_minor_version_is_read_with_one_warning() -> None:
     with pytest.warns(NewerFileWarning, match=r"ignored: plan\.candidate\.fresh, ") as warned:
         assert Plan.from_json(data) == make_plan()
     assert len(warned) == 1
+    assert warned[0].filename == __file__
     assert "and 2 more" in str(warned[0].message)
     data["schema_minor"] = PLAN_SCHEMA_MINOR
     with pytest.raises(InputError, match="unknown field"):
