@@ -95,6 +95,18 @@ def device_name(device: str | DeviceSpec) -> str:
     return device.name
 
 
+def classes_of(data: str) -> int:
+    """Return the number of classes of a data set or folder.
+
+    Raises:
+        InputError: the folder cannot be read.
+        UsageError: the name's text after the colon is malformed.
+    """
+    from planner.recommendation.data_facts import FACTS_IMAGE_SIZE, data_facts
+
+    return data_facts(data, image_size=FACTS_IMAGE_SIZE, is_used=False).num_classes
+
+
 def workload_of(model: str, method: str, options: WorkloadOptions) -> Workload:
     """Return the workload with the defaults that depend on the model and the method."""
     from profiler.models import backbones

@@ -70,7 +70,7 @@ class CommandGroup(click.Group):
             code = run(args, *rest, **options | {"standalone_mode": False})
         except click.ClickException as error:
             error.show()
-            data = error.data if isinstance(error, _OneLineError) else _usage_object(error)
+            data = error.data if isinstance(error, _OneLineError) else None
             if data is not None:
                 with contextlib.suppress(OSError):  # what cannot be written may be the output
                     click.echo(json_text(data))
@@ -78,6 +78,19 @@ class CommandGroup(click.Group):
         except click.Abort:
             sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Read the arguments before a command."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            raise _in_one_line(error, info_name or "") from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -87,8 +100,9 @@ class CommandGroup(click.Group):
             with _warnings_in_one_line(), termination_raises():
                 return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException, BrokenPipeError) as error:
-            if type(error) is click.UsageError:  # a command's own, which may quote a file name
-                raise click.UsageError(printable_line(error.message), error.ctx) from error
+            if isinstance(error, click.UsageError):
+                command = " ".join(filter(None, (ctx.command_path, ctx.invoked_subcommand)))
+                raise _in_one_line(error, command) from error
             raise
         except KeyboardInterrupt as interrupt:
             # a function that can continue later has added a note with the way to do it
@@ -126,8 +140,8 @@ class CommandGroup(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError:
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=2, cutoff=0.5)
-            advice = f"did you mean {' or '.join(near)}?" if near else "see budgetplan --help"
-            raise click.UsageError(f"unknown command {args[0]!r}; {advice}", ctx) from None
+            advice = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise click.UsageError(f"unknown command {args[0]!r}{advice}", ctx) from None
 
 
 def _cannot_use(error: OSError) -> str:
@@ -139,10 +153,23 @@ def _cannot_use(error: OSError) -> str:
     )
 
 
-def _usage_object(error: click.ClickException) -> Mapping[str, Any]:
-    """Return the object of an error that click found in the arguments."""
-    text = printable_line(error.format_message())
-    return error_object("usage", text, exit_code=error.exit_code)
+def _in_one_line(error: click.UsageError, command: str) -> click.ClickException:
+    """Return an error that click found in the arguments, with the command whose help explains them.
+
+    The text may quote a file name, whose characters must not steer the terminal.
+
+    Args:
+        error: the error.
+        command: command that was called; the error may know a better one.
+    """
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error
+    text = error.format_message().replace(". Did you mean", "; did you mean").rstrip(".")
+    text = text[:1].lower() + text[1:] + (" " if text.endswith("?") else "; ")
+    path = command if error.ctx is None else error.ctx.command_path
+    return _OneLineError(
+        printable_line(f"{text}see {path} --help"), kind="usage", exit_code=error.exit_code
+    )
 
 
 @contextmanager

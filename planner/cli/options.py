@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from planner.placement.policies import parse_policy, policy_words
 from planner.training.images.registry import DATA_NAMES
@@ -177,6 +178,31 @@ def _device_or_own(ctx: click.Context, _: click.Parameter, name: str) -> str:
     if name not in {"auto", own}:
         raise click.UsageError(f"--device {name} and --device-spec name two devices; leave one out")
     return str(own)
+
+
+_DATA_CLASSES = "budgetplan.classes"
+"""Key in click's context: data set of ``--data`` and the number of its classes."""
+
+
+def _count_classes(ctx: click.Context, _: click.Parameter, data: str | None) -> None:
+    """Count the classes of ``--data`` before ``--num-classes`` is read."""
+    if data is not None and not ctx.resilient_parsing:
+        from planner.api.arguments import classes_of
+
+        ctx.meta[_DATA_CLASSES] = (data, classes_of(data))
+
+
+def _classes_of_data(ctx: click.Context, param: click.Parameter, number: int) -> int:
+    found: tuple[str, int] | None = ctx.meta.get(_DATA_CLASSES)
+    if found is None:
+        return number
+    data, classes = found
+    is_given = param.name and ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT
+    if is_given and number != classes:
+        raise click.UsageError(
+            f"--num-classes {number} and --data {data} with {classes} classes differ; leave one out"
+        )
+    return classes
 
 
 plan_argument = click.argument("plan", type=click.Path(path_type=Path))
@@ -434,10 +460,20 @@ _WORKLOAD_OPTIONS = (
     *_STEP_OPTIONS,
     image_size_option,
     click.option(
+        "--data",
+        is_eager=True,
+        expose_value=False,
+        callback=_count_classes,
+        help=f"Data set whose number of classes the classifier has, in place of --num-classes: "
+        f"{DATA_NAMES}, or a folder with one subfolder for each class. Its images are not used: a "
+        "step needs the same for any.",
+    ),
+    click.option(
         "--num-classes",
         type=positive,
         default=1000,
         show_default=True,
+        callback=_classes_of_data,
         help="Number of classes of the classifier.",
     ),
     click.option(

@@ -135,7 +135,9 @@ def measure(
 ) -> None:
     """Run one workload and measure it.
 
-    It has a process of its own, and --vram is a hard limit of its memory.
+    It has a process of its own, and --vram is a hard limit of its memory. Weights and images are
+    random, because a step needs the same memory and time for any; `validate PLAN --weights FILE
+    --data DATA` runs a plan on its own.
     """
     with progress_bar(progress, as_json=as_json) as notify:
         report = api.measure(

@@ -190,13 +190,31 @@ def test_a_name_that_is_too_long_for_the_file_system_is_one_line(
     assert len(line) <= 320
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("predct", "unknown command 'predct'; did you mean predict or report? see budgetplan"),
+        ("xyzzy", "unknown command 'xyzzy'; see budgetplan"),
+        ("--foo", "no such option '--foo'; see budgetplan"),
+        ("predict", "missing option '--model'; see budgetplan predict"),
+        ("train plan.json --vram", "option '--vram' requires an argument; see budgetplan train"),
+        ("measure --foo", "no such option '--foo'; see budgetplan measure"),
+    ],
+)
+def test_an_error_in_the_arguments_is_one_line(arguments: str, line: str) -> None:
+    result = CliRunner().invoke(cli, arguments.split(), prog_name="budgetplan")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"budgetplan: {line} --help\n"
+
+
 def test_a_file_name_with_a_newline_stays_on_one_line() -> None:
     plan = Path(__file__).parents[3] / "studies" / "input_fuzz" / "plan.json"
     name = Path("a\nplan\x1b[2J.json")
     name.write_bytes(plan.read_bytes())
     result = CliRunner().invoke(cli, ["score", str(name)], prog_name="budgetplan")
     assert result.exit_code == 2
-    assert "Error: a plan\\x1b[2J.json has no accuracy" in result.stderr
+    assert result.stderr.startswith("budgetplan: a plan\\x1b[2J.json has no accuracy")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
