@@ -82,7 +82,7 @@ def test_what_is_required_is_asked_for(name: str, parameter: str) -> None:
 def test_a_forgotten_budget_is_asked_for() -> None:
     result = call("recommend", "--model", "test_vit")
     assert result.exit_code == 2
-    assert "Missing option '--vram'" in result.stderr
+    assert "missing option '--vram'" in result.stderr
 
 
 @pytest.mark.parametrize("given", ["90", "90%", " 90 % "])
@@ -383,6 +383,19 @@ ASK = (
     *("recommend", "--model", "test_vit", "--image-size", "32", "--methods", "head"),
     *("--effective-batch", "2", "--precisions", "fp32", "--no-validate", "--trials", "4"),
 )
+
+
+def test_the_classes_of_a_prediction_are_those_of_a_data_set() -> None:
+    sizes = ("--model", "test_vit", "--method", "head", "--image-size", "32", "--batch-size", "2")
+    counted = answer("predict", *sizes, "--data", "digits")
+    given = answer("predict", *sizes, "--num-classes", "10")
+    assert counted["workload"]["num_classes"] == 10
+    assert counted["memory"] == given["memory"]
+    again = answer("predict", *sizes, "--data", "digits", "--num-classes", "10")
+    assert again["workload"]["num_classes"] == 10
+    text = refused(2, "predict", *sizes, "--data", "digits", "--num-classes", "5")
+    assert "--num-classes 5 and --data digits with 10 classes differ" in text
+    assert refused(4, "predict", *sizes, "--data", "no/such/folder")
 
 
 def test_recommend_writes_a_plan_that_show_reads() -> None:

@@ -41,7 +41,7 @@ def failure(*arguments: str) -> dict[str, Any]:
 
 WRONG = {
     ("recommend", "--vram", "8", "--model", "vit_s"): ("usage", "did you mean 8GB?"),
-    ("recommend", "--vram", "2GB"): ("usage", "Missing option '--model'"),
+    ("recommend", "--vram", "2GB"): ("usage", "missing option '--model'"),
     ("recomend",): ("usage", "did you mean recommend?"),
     ("recommend", "--vram", "2GB", "--model", "vit_q"): ("unknown_name", "unknown model 'vit_q'"),
     ("recommend", "--vram", "2GB", "--model", "vit_s", "--device", "nix"): (
