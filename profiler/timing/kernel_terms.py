@@ -55,9 +55,10 @@ launch, because the GPU computes nothing meanwhile."""
 
 TILE_ROWS, TILE_COLUMNS, TILE_INNER = 128.0, 32.0, 32.0
 ALIGNMENT = 8.0
-STRIP_ROWS, RESIDENT_COLUMNS = 128.0, 512.0
-"""Rows of a strip (half as many where those suffice to end the matrix), and columns that a
-multiprocessor holds: while all columns are held, strips that run together share their reads."""
+STRIP_ROWS, HELD_COLUMNS, CACHED_BYTES = 128.0, 512.0, 1e5
+"""Rows of a strip (half as many where those suffice to end the matrix), and for each multiprocessor
+the columns in work at a time and the bytes of the second-level cache (P4, GTX 1080: 2 MiB for 20).
+"""
 
 VOLTA = (7, 0)
 """First generation for which the library has tiles that make rereading cheap."""
@@ -235,8 +236,9 @@ def kernel_terms(
     terms[:, LAUNCH] = np.where(is_host_work, moved_bytes, launches)
     layout = np.array([layout_of(name).value for name in names])[index]
     is_half = np.array(["half" in name.split() for name in names], dtype=bool)[index]
-    resident = RESIDENT_COLUMNS * multiprocessors if rereads else np.inf
-    _add_products(terms, layout, dims, is_half=is_half, resident_columns=resident)
+    _add_products(
+        terms, layout, dims, is_half=is_half, rereading=multiprocessors if rereads else None
+    )
     kind = np.array([_NORM_CODES.get(name.split()[0], 0) for name in names])[index]
     norms = np.flatnonzero(kind)
     if len(norms):
@@ -285,22 +287,28 @@ def _add_products(
     dims: Floats,
     *,
     is_half: Mask,
-    resident_columns: float,
+    rereading: int | None,
 ) -> None:
-    """Fill the slots of matrix products and of biases."""
+    """Fill the slots of matrix products and of biases.
+
+    Args:
+        terms: [operations, SLOTS] quantities, which are changed.
+        layout: [operations] values of ``ProductLayout``.
+        dims: [operations, 6] dimensions.
+        is_half: [operations] whether the product is in 16 bits.
+        rereading: multiprocessors of a board that reads again; None for no such board.
+    """
     chosen = np.flatnonzero(layout)
     if not len(chosen):
         return
     kind, half = layout[chosen], is_half[chosen]
-    first = _matrix_product(
-        *first_product(kind, dims[chosen]), is_half=half, resident_columns=resident_columns
-    )
+    first = _matrix_product(*first_product(kind, dims[chosen]), is_half=half, rereading=rereading)
     terms[chosen, FIRST_PRODUCT] = first
     groups, out, columns, inner, kernel, _ = dims[chosen].T.copy()
     both = kind == ProductLayout.BACKWARD.value
     if both.any():
         sizes = (groups, columns, inner * kernel, out)
-        weight = _matrix_product(*sizes, is_half=half, resident_columns=resident_columns)
+        weight = _matrix_product(*sizes, is_half=half, rereading=rereading)
         terms[chosen, SECOND_PRODUCT] = weight * both[:, None]
     # a forward reads and writes its result once more, a backward reads the gradient
     passes = np.where(kind == ProductLayout.CONVOLUTION.value, 2.0, 1.0)
@@ -314,7 +322,7 @@ def _matrix_product(
     inner: Floats,
     *,
     is_half: Mask,
-    resident_columns: float,
+    rereading: int | None,
 ) -> Floats:
     """Return [products, 3] FLOPs, padded FLOPs, and unaligned FLOPs or bytes read again."""
     flops = 2.0 * batch * rows * columns * inner
@@ -322,24 +330,27 @@ def _matrix_product(
     padded *= _padded_up(columns, TILE_COLUMNS) * _padded_up(inner, TILE_INNER)
     unaligned = (inner % ALIGNMENT != 0) | (columns % ALIGNMENT != 0)
     last = np.where(is_half, flops * unaligned, 0.0)
-    if np.isfinite(resident_columns):
-        again = _reread_bytes(batch, rows, columns, inner, resident_columns=resident_columns)
+    if rereading is not None:
+        again = _reread_bytes(batch, rows, columns, inner, multiprocessors=rereading)
         last = np.where(is_half, last, again)
     return np.stack([flops, padded, last], axis=1)
 
 
 def _reread_bytes(
-    batch: Floats, rows: Floats, columns: Floats, inner: Floats, *, resident_columns: float
+    batch: Floats, rows: Floats, columns: Floats, inner: Floats, *, multiprocessors: int
 ) -> Floats:
     """Return [products] bytes of the second matrix that strips of rows read again.
 
-    The more columns are resident, the more strips run together and share a read. Its share is a
-    root, which the measured kernels follow over two orders of magnitude of columns.
+    Its part in the cache is not read again. While all of its columns are in work, strips that run
+    together share a read; the fewer of them are, the less, by a root that the measured kernels
+    follow over two orders of magnitude of columns.
     """
     rest = rows % STRIP_ROWS
     strip = np.where((rest > 0) & (rest <= STRIP_ROWS / 2), STRIP_ROWS / 2, STRIP_ROWS)
-    apart = np.sqrt(np.minimum(columns / resident_columns, 1.0))
-    found: Floats = 4.0 * batch * np.ceil(rows / strip) * columns * inner * apart
+    apart = np.sqrt(np.minimum(columns / (HELD_COLUMNS * multiprocessors), 1.0))
+    once = 4.0 * columns * inner
+    beyond_cache = np.maximum(once - CACHED_BYTES * multiprocessors, 0.0)
+    found: Floats = batch * np.ceil(rows / strip) * beyond_cache * apart
     return found
 
 

@@ -81,7 +81,7 @@ def test_a_product_that_the_bandwidth_slows_is_below_the_power_bound():
 @pytest.mark.parametrize(
     ("rows", "columns", "strips", "apart"),
     [
-        (256, 80 * 512, 2, 1.0),  # two strips of 128 rows, and columns that are just resident
+        (256, 80 * 512, 2, 1.0),  # two strips of 128 rows, and just as many columns as are held
         (257, 80 * 512, 5, 1.0),  # one row more: strips of 64
         (200, 80 * 512, 2, 1.0),  # 72 rows more: strips of 128
         (256, 80 * 128, 2, 0.5),  # the root of a quarter
@@ -97,11 +97,14 @@ def test_strips_of_rows_read_the_second_matrix_again(
         rereads=True,
         coefficients={"matmul": {"reread": 2.0}, "matmul half": {"flops": 1.0}},
     )
-    shape = (1, rows, columns, 16, 1, rows)
-    expected = 2.0 * 4 * strips * columns * 16 * apart / 1e12
+    inner = 1024
+    shape = (1, rows, columns, inner, 1, rows)
+    expected = 2.0 * strips * (4 * columns * inner - 80 * 1e5) * apart / 1e12
     assert seconds("matmul", *shape, rates=rates) == pytest.approx(expected, rel=1e-12)
     assert seconds("matmul", *shape, rates=replace(rates, rereads=False)) == 0.0
-    flops = 2.0 * rows * columns * 16
+    flops = 2.0 * rows * columns * inner
+    in_cache = (1, rows, 512, 512, 1, rows)
+    assert seconds("matmul", *in_cache, rates=rates) == 0.0
     assert seconds("matmul half", *shape, rates=rates) == pytest.approx(flops / 1e14, rel=1e-12)
 
 
