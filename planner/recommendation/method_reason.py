@@ -24,6 +24,9 @@ from planner.recommendation.ranking import (
 from planner.search.problem import TrialResult
 from profiler.units import format_bytes_as
 
+MOST_NAMES = 3
+"""Methods that the reason names, beyond which it counts them. The first screen has few lines."""
+
 LEAST_SHOWN_SAVING = 0.0005
 """Relative saving below which a cheaper plan is not mentioned: it would print as 0.0 %."""
 
@@ -68,13 +71,20 @@ def method_reason(
             f"{rest}no other method that fits is expected to be as accurate (evidence "
             f"{evidence.strength})"
         )
-    names = ", ".join([method, *(name for name in equals if name != method)])
+    names = some_names([method, *(name for name in equals if name != method)])
     seen = {_method_of(row) for row in answered}
     # the first screen may cut the end off
     return (
         f"{rest}{_cause(method, tier, question, seen=seen)} of {len(equals)} methods that are "
         f"expected to be equally accurate ({names}); evidence {evidence.strength}"
     )
+
+
+def some_names(names: Sequence[str]) -> str:
+    """Return names in a row; of many the first ``MOST_NAMES`` and the number of the others."""
+    if len(names) <= MOST_NAMES + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES} more"
 
 
 def cheaper_equal(chosen: TrialResult, rows: Sequence[TrialResult], question: Question) -> str:

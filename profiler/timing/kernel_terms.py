@@ -341,8 +341,8 @@ def _reread_bytes(
 ) -> Floats:
     """Return [products] bytes of the second matrix that strips of rows read again.
 
-    Its part in the cache is not read again. While all of its columns are in work, strips that run
-    together share a read; the fewer of them are, the less, by a root that the measured kernels
+    Its part in the cache is not read again. Strips that run together share a read while all columns
+    are in work, and less the smaller the share in work is: by a root, which the measured kernels
     follow over two orders of magnitude of columns.
     """
     rest = rows % STRIP_ROWS

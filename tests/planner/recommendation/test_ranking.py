@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from planner.recommendation.method_reason import cheaper_equal, method_reason
+from planner.recommendation.method_reason import cheaper_equal, method_reason, some_names
 from planner.recommendation.named_rows import answer_rows, named_rows
 from planner.recommendation.ranking import EDGE, Question, best_of, equal_methods
 from planner.scoring.method_evidence import relative_score
@@ -141,6 +141,14 @@ def test_the_reason_names_what_decided_among_all_methods_that_were_searched() ->
     edge = row("lora", rank=8, gib=1.98)
     told = reason(row("adaptformer", rank=8), ssf, edge, answered=[0, 1])
     assert told.startswith("it leaves more of the budget free than lora, the best known")
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [("a", "a"), ("abcd", "a, b, c, d"), ("abcde", "a, b, c and 2 more")],
+)
+def test_a_reason_names_few_methods_and_counts_the_others(names: str, text: str) -> None:
+    assert some_names(list(names)) == text
 
 
 def test_the_reason_names_methods_that_failed_the_later_checks() -> None:
