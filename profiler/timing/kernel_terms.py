@@ -341,9 +341,9 @@ def _reread_bytes(
 ) -> Floats:
     """Return [products] bytes of the second matrix that strips of rows read again.
 
-    Its part in the cache is not read again. Strips that run together share a read while all columns
-    are in work, and less the smaller the share in work is: by a root, which the measured kernels
-    follow over two orders of magnitude of columns.
+    Its part in the cache is not read again. If it has fewer columns than are in work at a time,
+    several strips run together and share reads: by a root, which the measured kernels follow over
+    two orders of magnitude of columns.
     """
     rest = rows % STRIP_ROWS
     strip = np.where((rest > 0) & (rest <= STRIP_ROWS / 2), STRIP_ROWS / 2, STRIP_ROWS)
