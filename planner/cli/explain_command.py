@@ -64,12 +64,16 @@ def explain(
 
 def _show_explanation(found: Explanation, screen: Console) -> None:
     from planner.cli.table_layout import Page, tables
+    from profiler.prediction.timeline import OUTSIDE
     from profiler.units import format_bytes_in, unit_as_asked
 
     page, unit = Page(screen), unit_as_asked(found.budget_bytes)
     page.heading("Memory at the peak")
     page.block(*tables(_owner_columns(found, unit), keys=1, width=page.width))
-    page.sentences([f"the peak is in the {found.peak_phase} of {found.peak_unit}"])
+    place = f"of {found.peak_unit}"
+    if found.peak_unit == OUTSIDE:
+        place = "of layers outside the units"
+    page.sentences([f"the peak is in the {found.peak_phase} {place}"])
     if found.need_bytes > found.budget_bytes:
         need, budget = (format_bytes_in(n, unit) for n in (found.need_bytes, found.budget_bytes))
         page.sentences([f"the plan needs {need} and does not fit {budget}"])
