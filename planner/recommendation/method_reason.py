@@ -24,7 +24,7 @@ from planner.recommendation.ranking import (
 from planner.search.problem import TrialResult
 from profiler.units import format_bytes_as
 
-MOST_NAMES = 3
+MOST_METHODS_NAMED = 3
 """Methods that the reason names, beyond which it counts them. The first screen has few lines."""
 
 LEAST_SHOWN_SAVING = 0.0005
@@ -81,10 +81,10 @@ def method_reason(
 
 
 def some_names(names: Sequence[str]) -> str:
-    """Return names in a row; of many the first ``MOST_NAMES`` and the number of the others."""
-    if len(names) <= MOST_NAMES + 1:
+    """Return names in a row; of many the first ``MOST_METHODS_NAMED`` and the number of the others."""
+    if len(names) <= MOST_METHODS_NAMED + 1:
         return ", ".join(names)
-    return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES} more"
+    return f"{', '.join(names[:MOST_METHODS_NAMED])} and {len(names) - MOST_METHODS_NAMED} more"
 
 
 def cheaper_equal(chosen: TrialResult, rows: Sequence[TrialResult], question: Question) -> str:
