@@ -81,7 +81,7 @@ def method_reason(
 
 
 def some_names(names: Sequence[str]) -> str:
-    """Return names in a row; of many the first ``MOST_METHODS_NAMED`` and the number of the others."""
+    """Return names in a row; of many the first ones and the number of the others."""
     if len(names) <= MOST_METHODS_NAMED + 1:
         return ", ".join(names)
     return f"{', '.join(names[:MOST_METHODS_NAMED])} and {len(names) - MOST_METHODS_NAMED} more"
