@@ -327,7 +327,11 @@ def question_folder(model: str, data: str, budget_bytes: int) -> str:
 
 
 def study_name(model: str, device: DeviceLabel, budget_bytes: int) -> str:
-    """Return a readable name for a new study; the time in it differs from second to second."""
+    """Return a readable name for a new study, with the time of its start."""
     budget = f"{budget_bytes / 1e6:.0f}MB"
-    moment = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return f"{model.replace('/', '_')}-{device.name}-{budget}-{moment}"
+    return f"{model.replace('/', '_')}-{device.name}-{budget}-{start_time()}"
+
+
+def start_time() -> str:
+    """Return the time to the millisecond: questions asked in a row have names of their own."""
+    return datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]

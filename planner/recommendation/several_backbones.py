@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 from planner.recommendation.answer import FrontEntry
 from planner.recommendation.choose import ChosenEntry
-from planner.recommendation.request import Request, question_folder
+from planner.recommendation.request import Request, question_folder, start_time
 from planner.search.storage import default_storage
 
 BuildRequest = Callable[[str, str | None], Request]
@@ -84,7 +83,7 @@ def with_backbone_reason(choice: ChosenEntry, entries: Sequence[FrontEntry]) -> 
 
 def joint_study_name(models: Sequence[str]) -> str:
     """Return a readable name for new studies of several backbones."""
-    return f"{_joined(models)}-{datetime.now().strftime('%Y%m%d-%H%M%S')}".replace("/", "_")
+    return f"{_joined(models)}-{start_time()}".replace("/", "_")
 
 
 def _joined(models: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -287,3 +288,11 @@ def test_two_small_backbones_in_one_answer(tmp_path: Path, monkeypatch: pytest.M
         answer.front, choice, {}, question=QUESTION, searched=[e.result for e in answer.front]
     )
     assert sum(each.name == "backbone" for each in rows) == 1
+
+
+def test_questions_asked_in_a_row_have_studies_of_their_own() -> None:
+    names = set()
+    for _ in range(3):
+        names.add(several_backbones.joint_study_name(["vit_s", "tiny_vit"]))
+        time.sleep(2e-3)
+    assert len(names) == 3
