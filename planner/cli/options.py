@@ -180,23 +180,23 @@ def _device_or_own(ctx: click.Context, _: click.Parameter, name: str) -> str:
     return str(own)
 
 
-_DATA_CLASSES = "budgetplan.classes"
-"""Key in click's context: data set of ``--data`` and the number of its classes."""
+_DATA_OF_CLASSES = "budgetplan.data"
+"""Key in click's context: data set whose classes are counted."""
 
 
-def _count_classes(ctx: click.Context, _: click.Parameter, data: str | None) -> None:
-    """Count the classes of ``--data`` before ``--num-classes`` is read."""
-    if data is not None and not ctx.resilient_parsing:
-        from planner.api.arguments import classes_of
-
-        ctx.meta[_DATA_CLASSES] = (data, classes_of(data))
+def _keep_data(ctx: click.Context, _: click.Parameter, data: str | None) -> None:
+    """Keep ``--data`` until ``--num-classes`` is read; ``--help`` must not read the data."""
+    ctx.meta[_DATA_OF_CLASSES] = data
 
 
 def _classes_of_data(ctx: click.Context, param: click.Parameter, number: int) -> int:
-    found: tuple[str, int] | None = ctx.meta.get(_DATA_CLASSES)
-    if found is None:
+    """Return the number of classes of ``--data``, or the given one without it."""
+    data: str | None = ctx.meta.get(_DATA_OF_CLASSES)
+    if data is None or ctx.resilient_parsing:
         return number
-    data, classes = found
+    from planner.api.arguments import classes_of
+
+    classes = classes_of(data)
     is_given = param.name and ctx.get_parameter_source(param.name) is not ParameterSource.DEFAULT
     if is_given and number != classes:
         raise click.UsageError(
@@ -463,7 +463,7 @@ _WORKLOAD_OPTIONS = (
         "--data",
         is_eager=True,
         expose_value=False,
-        callback=_count_classes,
+        callback=_keep_data,
         help=f"Data set whose number of classes the classifier has, in place of --num-classes: "
         f"{DATA_NAMES}, or a folder with one subfolder for each class. Its images are not used: a "
         "step needs the same for any.",

@@ -396,6 +396,7 @@ def test_the_classes_of_a_prediction_are_those_of_a_data_set() -> None:
     text = refused(2, "predict", *sizes, "--data", "digits", "--num-classes", "5")
     assert "--num-classes 5 and --data digits with 10 classes differ" in text
     assert refused(4, "predict", *sizes, "--data", "no/such/folder")
+    assert call("predict", "--data", "no/such/folder", "--help").exit_code == 0
 
 
 def test_recommend_writes_a_plan_that_show_reads() -> None:
