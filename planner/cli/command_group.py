@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,6 +154,10 @@ def _cannot_use(error: OSError) -> str:
     )
 
 
+_SUGGESTION = re.compile(r"\. \(?Did you mean (?:one of: )?([^?]*)\?\)?")
+"""How click proposes other names, in sentences that differ between its versions."""
+
+
 def _in_one_line(error: click.UsageError, command: str) -> click.ClickException:
     """Return an error that click found in the arguments, with the command whose help explains them.
 
@@ -164,7 +169,7 @@ def _in_one_line(error: click.UsageError, command: str) -> click.ClickException:
     """
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return error
-    text = error.format_message().replace(". Did you mean", "; did you mean").rstrip(".")
+    text = _SUGGESTION.sub(r"; did you mean \1?", error.format_message()).rstrip(".")
     text = text[:1].lower() + text[1:] + (" " if text.endswith("?") else "; ")
     path = command if error.ctx is None else error.ctx.command_path
     return _OneLineError(

@@ -113,7 +113,7 @@ def _budget_columns(found: Explanation, unit: str) -> list[Column]:
         sizes["kept for a larger CUDA context"] = found.margin.context_bytes
     if found.margin.error_bytes:
         sizes["kept for errors of the prediction"] = found.margin.error_bytes
-    sizes["free" if found.free_bytes >= 0 else "lacking"] = found.free_bytes
+    sizes["free" if found.free_bytes >= 0 else "over the budget"] = found.free_bytes
     return _summed_columns(sizes, unit, header="part", total="budget")
 
 

@@ -84,8 +84,8 @@ def nothing_fits(request: Request, found: SearchResult, cost: CostModel) -> Infe
         return InfeasibleError(
             budget_bytes=budget_bytes,
             smallest_bytes=smallest_bytes,
-            advice=f"{workload.method} with micro-batch {workload.micro_batch} needs that; give "
-            "more --trials",
+            advice=f"{workload.method} with micro-batch {workload.micro_batch} needs that, and was "
+            "not tried; give more --trials",
             subject=f"none of {found.trials} trials fits",
         )
     return InfeasibleError(

@@ -105,8 +105,10 @@ def cheaper_equal(chosen: TrialResult, rows: Sequence[TrialResult], question: Qu
     saved = 1 - question.cost(cheapest) / question.cost(chosen)
     if not LEAST_SHOWN_SAVING < saved <= 1 - 1 / (1 + WORTHWHILE):
         return ""
-    gain = "is {} faster" if question.objective == "time" else "takes {} less energy"
-    text = f"{candidate_summary(cheapest.candidate)} {gain.format(f'{100 * saved:.1f} %')}"
+    text = (
+        f"{candidate_summary(cheapest.candidate)} takes {100 * saved:.1f} % less "
+        f"{question.objective}"
+    )
     more_bytes = cheapest.device_bytes - chosen.device_bytes
     if not cheapest.candidate.placement.is_none and chosen.candidate.placement.is_none:
         reason = ", but checkpoints"

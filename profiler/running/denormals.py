@@ -21,10 +21,14 @@ def flush_denormals() -> None:
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Let this thread compute 0 for such values within the context."""
+    """Let this thread compute 0 for such values within the context.
+
+    Threads that PyTorch starts within the context keep the setting after it.
+    """
     import torch
 
-    were_flushed = not (torch.full((1,), 1e-41) * 0.5).any()
+    value = torch.full((1,), 1e-41, dtype=torch.float32, device="cpu")
+    were_flushed = not (value * 0.5).any()
     torch.set_flush_denormal(True)
     try:
         yield

@@ -4,10 +4,10 @@
 ``profiler.timing.kernel_terms``. They were fitted to published measurements; ``studies/time_model``
 has the errors. A coefficient is dimensionless: 1.2 for ``bytes`` means 1.2 times the time that the
 data sheet's bandwidth allows. So coefficients transfer to other GPUs, with a larger error, which
-``spreads`` states. Classes of fp32 products also have curves over their sizes
-(``profiler.timing.size_curves``).
+``spreads`` states. Batched products and dense convolutions in fp32, and the gradients of the
+latter's inputs, also have curves over their sizes (``profiler.timing.size_curves``).
 
-Three corrections depend on the GPU:
+Four corrections depend on the GPU or its host:
 
     sustained clock  A board of little power cannot hold its boost clock in matrix products. Its
                      peak FLOP rates are multiplied by share ** exponent, where `share` is its watts
@@ -56,6 +56,7 @@ from profiler.timing.kernel_terms import (
     SLOTS,
     VOLTA,
     PeakRate,
+    ProductLayout,
     Slot,
     first_product,
     is_plain,
@@ -94,7 +95,8 @@ class KernelRates:
             and no time of a placement with copies is computed then.
         coefficients: coefficient by class and term.
         power_share: `share` of the power bound.
-        rereads: whether fp32 products read a matrix again (``kernel_terms``).
+        before_volta: whether fp32 products read a matrix again (``kernel_terms``), and 16-bit ones
+            take as long as in fp32, because no units compute them faster.
         curves: curves over sizes by class.
         factors: factors of the workload's levers.
         weights: seconds for a unit of each quantity, by kernel name, filled as names are met.
@@ -107,7 +109,7 @@ class KernelRates:
     multiprocessors: int
     coefficients: Mapping[str, Mapping[str, float]]
     power_share: float = 1.0
-    rereads: bool = False
+    before_volta: bool = False
     curves: Mapping[str, SizeCurves] = field(default_factory=dict)
     link_bytes_per_second: float | None = None
     factors: LeverFactors = NO_LEVERS
@@ -132,6 +134,8 @@ class KernelRates:
             launches: [operations] kernels launched.
         """
         listed = list(map(str, names))
+        if self.before_volta:
+            listed = [in_fp32(name) for name in listed]
         terms = kernel_terms(
             listed,
             index,
@@ -139,7 +143,7 @@ class KernelRates:
             moved_bytes=moved_bytes,
             launches=launches,
             multiprocessors=self.multiprocessors,
-            rereads=self.rereads,
+            rereads=self.before_volta,
         )
         flops = terms[:, [FIRST_PRODUCT.start, SECOND_PRODUCT.start]]
         weights = np.array([self._weights(name) for name in listed]).reshape(len(listed), SLOTS)
@@ -234,11 +238,22 @@ class KernelRates:
         return (self.coefficients[DEFAULT_CLASS] if known is None else known).get(slot.term, 0.0)
 
 
+@cache
+def in_fp32(name: str) -> str:
+    """Return the name of a kernel shape with its products, if it has some, in fp32."""
+    if layout_of(name) is ProductLayout.NONE:
+        return name
+    return " ".join(flag for flag in name.split() if flag != "half")
+
+
 def power_bound_factor(seconds: Floats, least: Floats) -> Floats:
     """Return [products] factors by which [products] seconds reach those that the power allows."""
-    ratio = least / np.maximum(seconds, np.finfo(float).tiny)
-    factors: Floats = (1.0 + ratio**SHARPNESS) ** (1.0 / SHARPNESS)
-    return factors
+    ratio = np.divide(least, seconds, out=np.zeros(len(seconds)), where=seconds > 0)
+    longer = np.maximum(ratio, 1.0)
+    found: Floats = longer * (1.0 + (np.minimum(ratio, 1.0) / longer) ** SHARPNESS) ** (
+        1 / SHARPNESS
+    )
+    return found
 
 
 class KernelFile:
@@ -363,7 +378,8 @@ class KernelFile:
             single_flops=clock * boost,
             boost_flops=boost,
             power_share=self.power_share(device),
-            rereads=(device.compute_capability or VOLTA) < VOLTA,
+            # the time of a timed product holds its rereading, and its precision
+            before_volta=device.source != TIMED and (device.compute_capability or VOLTA) < VOLTA,
             bytes_per_second=moved * self.sustained_bandwidth(device),
             multiprocessors=device.sm_count,
             link_bytes_per_second=device.link_bytes_per_second,

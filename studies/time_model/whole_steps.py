@@ -115,7 +115,7 @@ def _rates(folder: Path, name: str, shares: Mapping[str, float]) -> KernelRates:
         single_flops=board.flops * board.clock,
         boost_flops=board.flops,
         power_share=board.power_share,
-        rereads=board.rereads,
+        before_volta=board.rereads,
         bytes_per_second=board.bandwidth * relative,
         multiprocessors=board.blocks,
         coefficients=coefficients_file.with_single_products(kernel_file().coefficients, products),

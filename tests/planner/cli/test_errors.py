@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,12 @@ def test_an_error_in_the_arguments_is_one_line(arguments: str, line: str) -> Non
     result = CliRunner().invoke(cli, arguments.split(), prog_name="budgetplan")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == f"budgetplan: {line} --help\n"
+
+
+def test_options_of_similar_names_are_proposed_in_the_same_line() -> None:
+    result = CliRunner().invoke(cli, ["predict", "--modell"], prog_name="budgetplan")
+    line = r"budgetplan: no such option '--modell'; did you mean ('[^']+', )*'--model'(, '[^']+')*"
+    assert re.fullmatch(line + r"\? see budgetplan predict --help\n", result.stderr)
 
 
 def test_a_file_name_with_a_newline_stays_on_one_line() -> None:

@@ -159,5 +159,5 @@ def test_the_reason_by_time_says_which_plan_is_faster_and_why_it_is_not_taken() 
     rows = entry("lora", rank=8, seconds=1.02, gib=0.5), entry("lora", rank=8)
     choice = choose(rows, question=by_time)
     assert choice.index == 0
-    assert "is 2.0 % faster, but needs 0.50 GiB more" in choice.why
+    assert "takes 2.0 % less time, but needs 0.50 GiB more" in choice.why
     assert choice.why in choice.reason

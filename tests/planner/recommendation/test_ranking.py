@@ -206,15 +206,17 @@ def cheaper(*rows: TrialResult, **options: object) -> str:
 
 def test_a_plan_that_is_a_little_faster_than_the_chosen_one_is_said() -> None:
     small, large = row(seconds=1.02, gib=0.5), row(seconds=1.0, gib=1.5)
-    told = "adamw is 2.0 % faster, but needs 1.00 GiB more: savings up to 3% count as equal"
+    told = "adamw takes 2.0 % less time, but needs 1.00 GiB more: savings up to 3% count as equal"
     assert cheaper(small, large, objective="time").endswith(told)
     assert "takes 2.0 % less energy" in cheaper(small, large, objective="energy")
     recomputed = row(seconds=1.0, gib=0.3, recomputed=True)
-    assert "is 2.0 % faster, but checkpoints" in cheaper(small, recomputed, objective="time")
+    assert "takes 2.0 % less time, but checkpoints" in cheaper(small, recomputed, objective="time")
     # of side, the slower plan stands for the method, and is faster than that of lora
     others = row("side", rank=8, seconds=1.01, gib=0.6), row("side", rank=8, gib=0.7)
     assert chosen(small, *others, objective="time") == 1
-    assert "side r8, 32x1, fp32, adamw is 1.0 % faster" in cheaper(small, *others, objective="time")
+    assert "side r8, 32x1, fp32, adamw takes 1.0 % less time" in cheaper(
+        small, *others, objective="time"
+    )
 
 
 def test_no_faster_plan_is_said_where_there_is_none_or_another_rule_decided() -> None:

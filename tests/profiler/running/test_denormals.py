@@ -20,3 +20,15 @@ def test_denormals_are_zero_within_the_context_only() -> None:
         assert not is_kept()
         raise ValueError("within")
     assert is_kept()
+
+
+def test_a_setting_that_was_there_stays_under_any_default_type() -> None:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with flushed_denormals():
+            with flushed_denormals():
+                pass
+            assert not (torch.full((1,), 1e-41, dtype=torch.float32) * 0.5).any()
+    finally:
+        torch.set_default_dtype(default)
